@@ -1,0 +1,202 @@
+"""Every column of the record, with its type and what it means, once.
+
+The writers take their Arrow schemas from here, the catalog its view definitions, and
+`capfilt sql RUN --schema` its text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, its Arrow type by name, and what it means."""
+
+    name: str
+    type: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One stored table or view."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+
+    def arrow(self) -> pa.Schema:
+        """Return the Arrow schema."""
+        import pyarrow as pa
+
+        return pa.schema([(column.name, pa.type_for_alias(column.type)) for column in self.columns])
+
+    def names(self) -> list[str]:
+        """Return the names of the columns, in order."""
+        return [column.name for column in self.columns]
+
+
+SAMPLES = Table(
+    "samples",
+    "one row a sample of the input, used or refused",
+    (
+        Column("shard", "string", "input shard: its path below the input's common folder, without .tar"),
+        Column("key", "string", "the sample's key in its shard"),
+        Column("image_sha256", "string", "sha256 of the encoded image; null without an image"),
+        Column("url", "string", "where the image came from, when the metadata says"),
+        Column("web_text", "string", "T_w as it stands in the shard; null when there is none or it was refused"),
+        Column("width", "int32", "pixels, upright; null when the image was refused"),
+        Column("height", "int32", "pixels, upright; null when the image was refused"),
+        Column("status", "string", "ok: the image was used; refused: it was not"),
+        Column("reason", "string", "why the sample was refused or, where status is ok, why its web text was"),
+        Column("member", "string", "the image's name in the tar, or the damaged byte range"),
+        Column("image_offset", "int64", "first byte of the image in the tar"),
+        Column("image_size", "int64", "bytes of the image in the tar"),
+        Column("metadata", "string", "KEY.json as canonical JSON; {} when there was none"),
+        Column("round", "int32", "round of bootstrapping, from 1"),
+    ),
+)
+
+CAPTIONS = Table(
+    "captions",
+    "one row a caption of an image that was used: what was read or written, before any score",
+    (
+        Column("pair_id", "string", "name of this image with this caption in the run"),
+        Column("shard", "string", "as in samples"),
+        Column("key", "string", "as in samples"),
+        Column("image_sha256", "string", "as in samples"),
+        Column("source", "string", "web or synthetic"),
+        Column("candidate", "int32", "number of the draw, from 0; 0 for a web text"),
+        Column("text", "string", "the caption"),
+        Column("captioner", "string", "digest of the captioner's weights; null for a web text"),
+        Column("decoding", "string", "settings of the draw as one canonical JSON text; null for a web text"),
+        Column("prompt", "string", "words the captioner was made to begin with; null for a web text"),
+        Column("seed", "int64", "the run's seed; null for a web text"),
+        Column("round", "int32", "round of bootstrapping, from 1"),
+    ),
+)
+
+SCORES = Table(
+    "scores",
+    "one row a pair, filter and score: a second filter adds rows and rewrites none",
+    (
+        Column("pair_id", "string", "as in pairs"),
+        Column("filter", "string", "digest of the filter's weights"),
+        Column("score", "string", "itc or itm"),
+        Column("value", "double", "itc: cosine, -1 to 1; itm: probability of a match, 0 to 1"),
+    ),
+)
+
+PAIRS = Table(
+    "pairs",
+    "captions with the scores of the run's filter and the verdict of the newest policy",
+    (
+        *CAPTIONS.columns[:7],
+        Column("itc", "double", "cosine of image and text features by the run's filter; null where it lacks one"),
+        Column("itm", "double", "probability of a match by the run's filter; null where it lacks one"),
+        CAPTIONS.columns[7],
+        Column("filter", "string", "digest of the filter whose scores stand here"),
+        *CAPTIONS.columns[8:],
+        Column("keep", "bool", "verdict of the newest policy; null while there is none"),
+        Column("reason", "string", "why: kept, below_threshold, ..."),
+    ),
+)
+
+SHARDS = Table(
+    "shards",
+    "one row a committed shard",
+    (
+        Column("shard", "string", "as in samples"),
+        Column("path", "string", "where the shard was read"),
+        Column("bytes", "int64", "size of the shard"),
+        Column("samples_in", "int64", "samples that the reader found in the tar"),
+        Column("samples_ok", "int64", "rows of samples with status ok"),
+        Column("samples_refused", "int64", "rows of samples with status refused"),
+        Column("captions", "int64", "rows of captions"),
+        Column("captions_synthetic", "int64", "rows of captions that the captioner wrote"),
+        Column("fingerprint", "string", "digest of everything these rows depend on"),
+    ),
+)
+
+MODELS = Table(
+    "models",
+    "one row a model that wrote or scored something in this run",
+    (
+        Column("model", "string", "digest of the weights"),
+        Column("kind", "string", "captioner, filter or joint"),
+        Column("path", "string", "bundle it was read from"),
+        Column("parent", "string", "digest of the model it was started from; null from scratch"),
+        Column("data", "string", "digest of the pairs it was trained on; null when unknown"),
+        Column("settings", "string", "how it is built and was trained, as one canonical JSON text"),
+        Column("versions", "string", "versions of the libraries that trained it, as one canonical JSON text"),
+    ),
+)
+
+CALIBRATION = Table(
+    "calibration",
+    "how well a score tells held-out clean pairs from wrong ones",
+    (
+        Column("model", "string", "digest of the filter"),
+        Column("score", "string", "itc or itm"),
+        Column("negatives", "string", "shuffled: another pair's caption; hard: the most similar wrong one"),
+        Column("positives", "int64", "held-out pairs measured"),
+        Column("negatives_count", "int64", "wrong pairs measured"),
+        Column("auroc", "double", "chance that a right pair scores above a wrong one; null without pairs"),
+        Column("auroc_low", "double", "lower end of its 95% interval"),
+        Column("auroc_high", "double", "upper end of its 95% interval"),
+        Column("precision_at_half", "double", "precision at ITM 0.5, as many right pairs as wrong ones"),
+        Column("recall_at_half", "double", "recall at ITM 0.5"),
+        Column("weak", "bool", "auroc_low against shuffled captions is at or below 0.5, or nothing was measured"),
+    ),
+)
+
+POLICIES = Table(
+    "policies",
+    "one row a policy; the newest is in force",
+    (
+        Column("policy", "int32", "number, from 1"),
+        Column("digest", "string", "digest of the rule and its thresholds"),
+        Column("filter", "string", "digest of the filter whose scores it reads"),
+        Column("rule", "string", "the rule as one canonical JSON text"),
+        Column("thresholds", "string", "the numbers in force, as one canonical JSON text"),
+        Column("words", "string", "the rule in words"),
+    ),
+)
+
+METRICS = Table(
+    "metrics",
+    "one row a measurement during training",
+    (
+        Column("model", "string", "which training: captioner, filter or joint"),
+        Column("phase", "string", "part of the training"),
+        Column("step", "int64", "optimizer steps done"),
+        Column("split", "string", "train or validation"),
+        Column("name", "string", "loss, itc, itm, lm, learning_rate, temperature, negatives, ..."),
+        Column("value", "double", "the measurement"),
+        Column("time", "double", "seconds since 1970"),
+    ),
+)
+
+STAGES = Table(
+    "stages",
+    "one row a stage of one start of the run; clock times live here and in metrics only",
+    (
+        Column("stage", "string", "train_captioner, train_filter, recaption_and_score, judge, export, ..."),
+        Column("start", "int32", "which start of the run, from 1"),
+        Column("status", "string", "running, done, withheld, failed"),
+        Column("detail", "string", "why it was withheld or failed, or what it made"),
+        Column("started", "double", "seconds since 1970"),
+        Column("ended", "double", "seconds since 1970; null while it runs"),
+        Column("count", "int64", "images, steps or pairs"),
+        Column("per_second", "double", "count by second"),
+        Column("settings", "string", "settings of the stage, as one canonical JSON text"),
+        Column("versions", "string", "versions of the libraries, as one canonical JSON text"),
+    ),
+)
+
+TABLES = (SAMPLES, CAPTIONS, SCORES, PAIRS, SHARDS, MODELS, CALIBRATION, POLICIES, METRICS, STAGES)

@@ -1,0 +1,126 @@
+"""The nouns: what a shard holds, what is known of it, and why something was refused or dropped.
+
+Measured facts (scores) and decided ones (verdicts) are apart: a verdict can change without a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Status(StrEnum):
+    """What became of a sample: its picture was used, or the whole sample was refused."""
+
+    OK = "ok"
+    REFUSED = "refused"
+
+
+class Refusal(StrEnum):
+    """Why a sample was refused, or, where its status is `ok`, why only its web text was."""
+
+    # The whole sample: there is no picture to work with.
+    MISSING_IMAGE = "missing_image"
+    EMPTY_IMAGE = "empty_image"
+    UNREADABLE_IMAGE = "unreadable_image"
+    """Bytes that no decoder knows, or a picture cut off in the middle."""
+    TOO_MANY_PIXELS = "too_many_pixels"
+    REPEATED_KEY = "repeated_key"
+    DAMAGED_SHARD = "damaged_shard"
+    """A part of the tar that could not be read; `member` says which bytes."""
+    # The web text alone: the picture is still recaptioned.
+    MISSING_TEXT = "missing_text"
+    EMPTY_TEXT = "empty_text"
+    TEXT_NOT_UTF8 = "text_not_utf8"
+    TEXT_TOO_LONG = "text_too_long"
+
+
+class Source(StrEnum):
+    """Where a caption comes from."""
+
+    WEB = "web"
+    """T_w: the text found with the picture."""
+    SYNTHETIC = "synthetic"
+    """T_s: written by the captioner."""
+
+
+class Reason(StrEnum):
+    """Why a policy keeps or drops a pair."""
+
+    KEPT = "kept"
+    EMPTY_CAPTION = "empty_caption"
+    UNSCORED = "unscored"
+    """The policy asks for a score that this pair does not have."""
+    BELOW_THRESHOLD = "below_threshold"
+    BELOW_FRACTION = "below_fraction"
+    NOT_BEST_OF_IMAGE = "not_best_of_image"
+    WEB_TEXT_KEPT = "web_text_kept"
+    """A synthetic text is only asked to rescue, and the web text needs no rescue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file of samples."""
+
+    name: str
+    """Stable and unique within an input: its path below the input's common folder, without `.tar`."""
+    path: Path
+    ordinal: int
+    """Position in the sorted input, from 0."""
+    size: int
+    """Bytes of the file."""
+    digest: str
+    """Quick digest of the file: its size, its first and its last 64 kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its text, as a shard holds it; the image is not decoded yet."""
+
+    shard: str
+    key: str
+    status: Status = Status.OK
+    reason: Refusal | None = None
+    member: str = ""
+    """Name of the image's member in the tar, or the damaged byte range."""
+    image: bytes | None = field(default=None, repr=False)
+    """Encoded bytes, exactly as in the shard."""
+    image_offset: int | None = None
+    """Where the image's bytes begin in the tar."""
+    web_text: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What KEY.json held; empty when there was none or it could not be parsed."""
+
+    @property
+    def image_sha256(self) -> str | None:
+        """What the image really is: the sha256 of its encoded bytes, in hex."""
+        return None if self.image is None else hashlib.sha256(self.image).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A text and where it comes from."""
+
+    text: str
+    source: Source
+    candidate: int = 0
+    """Number of the draw for a synthetic text, from 0; 0 for a web text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a filter measured for one pair; a filter may lack either."""
+
+    itc: float | None = None
+    """Cosine of image and text features, -1 to 1 (BLIP, section 3.2, ITC)."""
+    itm: float | None = None
+    """Probability that image and text match, 0 to 1 (BLIP, section 3.2, ITM)."""
+
+
+def pair_id(*, shard: str, key: str, source: Source, candidate: int, round_number: int) -> str:
+    """Name of one image with one caption within a run: 32 hex digits, the same at every run."""
+    parts = "\0".join((shard, key, source.value, str(candidate), str(round_number)))
+    return hashlib.sha256(parts.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -1,0 +1,348 @@
+"""Every choice a run takes, named, with its unit and range, and refused where it is out of range.
+
+Values come from a pipeline's defaults, then a TOML file, then `--set a.b=c`, the last one winning.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from capfilt.canonical import digest_of
+from capfilt.errors import CapfiltError
+
+
+class Settings(BaseModel):
+    """A group of choices: frozen, and a name it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def fingerprint(self) -> str:
+        """Return the digest of these choices."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class Images(Settings):
+    """How a picture becomes numbers (BLIP's released processing: a square, bicubic, CLIP's mean and std)."""
+
+    size_px: int = Field(384, ge=8, le=4096)
+    """Side of the square that the image encoder sees, in pixels."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Subtracted from each channel, on a scale of 0 to 1."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    """Each channel is divided by it, on a scale of 0 to 1."""
+
+
+class Vision(Settings):
+    """The image encoder: a ViT of timm."""
+
+    timm: str | None = None
+    """Name of a timm ViT, such as vit_base_patch16_384; its own sizes then replace the ones below."""
+    patch_px: int = Field(16, ge=1)
+    """Side of a patch, in pixels."""
+    width: int = Field(768, ge=8)
+    """Size of an image state."""
+    layers: int = Field(12, ge=0)
+    """Transformer layers."""
+    heads: int = Field(12, ge=1)
+    """Attention heads; they share the width."""
+    stem: Literal["patch", "convolution"] = "patch"
+    """How pixels become patches: one linear map, or a few convolutions that halve the side each time."""
+
+
+class Text(Settings):
+    """The hybrid text transformer (BLIP, section 3.1)."""
+
+    width: int = Field(768, ge=8)
+    """Size of a text state."""
+    layers: int = Field(12, ge=1)
+    """Layers, each with self-attention, cross-attention to the image and feed-forward."""
+    heads: int = Field(12, ge=1)
+    """Attention heads; they share the width."""
+    feed_forward: int = Field(3072, ge=8)
+    """Size of the hidden layer of the feed-forward part."""
+    vocabulary: int = Field(30522, ge=16)
+    """Most entries of a WordPiece vocabulary that is trained; a checkpoint brings its own."""
+    max_tokens: int = Field(35, ge=4)
+    """Longest text that is read, in tokens with its first and last one; the rest is cut."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of states set to zero during training."""
+
+
+class Model(Settings):
+    """MED, the multimodal mixture of encoder and decoder (BLIP, section 3.1)."""
+
+    images: Images = Images()
+    vision: Vision = Vision()
+    text: Text = Text()
+    embed: int = Field(256, ge=2)
+    """Common width of the ITC projections."""
+    temperature: float = Field(0.07, ge=0.001, le=0.5)
+    """Where the learned temperature of ITC starts; it stays within [0.001, 0.5]."""
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        if self.vision.timm is None and self.vision.width % self.vision.heads:
+            raise ValueError("vision.width must be a multiple of vision.heads")
+        if self.text.width % self.text.heads:
+            raise ValueError("text.width must be a multiple of text.heads")
+        if self.vision.timm is None and self.images.size_px % self.vision.patch_px:
+            raise ValueError("images.size_px must be a multiple of vision.patch_px")
+        return self
+
+
+class Decoding(Settings):
+    """How the captioner draws a caption (BLIP, section 3.3: nucleus sampling, p = 0.9)."""
+
+    method: Literal["nucleus", "greedy", "beam"] = "nucleus"
+    """nucleus draws, greedy takes the likeliest token, beam keeps the likeliest beginnings."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Mass of the nucleus: draw from the likeliest tokens that together reach it."""
+    top_k: int = Field(0, ge=0)
+    """Draw from this many likeliest tokens at most; 0 for no such limit."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it before the draw."""
+    beams: int = Field(3, ge=1)
+    """Beginnings that beam search keeps."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by the length to this power."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1, tokens that stand in the caption become less likely."""
+    min_tokens: int = Field(5, ge=0)
+    """Shortest caption, in tokens, neither prompt nor end counted."""
+    max_tokens: int = Field(20, ge=1)
+    """Longest caption, in tokens, neither prompt nor end counted."""
+    prompt: str = ""
+    """Words that every caption begins with; they are not part of its text."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens is above max_tokens")
+        return self
+
+
+class Phase(Settings):
+    """One part of a training: which losses, for how long, how fast (BLIP, section 3.2 and 4.1)."""
+
+    itc: float = Field(0.0, ge=0)
+    """Weight of the image-text contrastive loss; 0 leaves it out."""
+    itm: float = Field(0.0, ge=0)
+    """Weight of the image-text matching loss; 0 leaves it out."""
+    lm: float = Field(0.0, ge=0)
+    """Weight of the language modelling loss; 0 leaves it out."""
+    itm_from: float = Field(0.0, ge=0, lt=1)
+    """ITM starts after this share of the steps: hard negatives need similarities that mean something."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; when not given, `epochs` counts."""
+    epochs: float = Field(5.0, gt=0)
+    """Passes over the training pairs, when `steps` is not given."""
+    batch_size: int = Field(64, ge=1)
+    """Pairs in a step."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Highest learning rate, reached after the warm-up."""
+    final_learning_rate: float = Field(0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's, for matrices; gains, biases and the temperature are spared."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Of the language modelling loss (BLIP's released code; the paper, section 3.2)."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if self.itc == self.itm == self.lm == 0:
+            raise ValueError("a phase needs a loss: give itc, itm or lm a weight above 0")
+        return self
+
+
+class Training(Settings):
+    """How one model is trained: phase after phase."""
+
+    phases: tuple[Phase, ...]
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps between two checkpoints; a killed training loses at most these."""
+    validate_every: int = Field(500, ge=1)
+    """Steps between two measurements on held-out pairs."""
+    log_every: int = Field(20, ge=1)
+    """Steps between two rows of training losses."""
+
+
+class Clean(Settings):
+    """What is done with the clean pairs before a training."""
+
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the clean pairs kept from training, for validation and calibration."""
+    held_out_most: int = Field(2000, ge=1)
+    """Most pairs held out."""
+    cache_mb: int = Field(2048, ge=0)
+    """Decoded training pictures are kept in memory up to this size; beyond it they are read again."""
+
+
+class Input(Settings):
+    """What is accepted from strangers' shards."""
+
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Largest picture that is decoded, width times height; checked before decoding."""
+    max_text_bytes: int = Field(10_000, ge=1)
+    """Longest web text that is read."""
+
+
+class Compute(Settings):
+    """Where and how fast; a run's bytes hold for one choice of all but `workers`."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto takes the GPUs there are, else the CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 on a GPU that has it, else fp32."""
+    workers: int | None = Field(None, ge=1)
+    """Processes that take shards; when not given, one a GPU or one a core."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each process that runs a model."""
+    batch_size: int = Field(32, ge=1)
+    """Images in a batch of recaptioning and scoring."""
+
+
+class Judge(Settings):
+    """Which pairs are kept (BLIP, section 3.3: ITM of at least 0.5, each text on its own)."""
+
+    itm: str | None = None
+    """Least ITM: a probability, auto:precision=P or auto:recall=R."""
+    itc: str | None = None
+    """Least ITC: a cosine, auto:precision=P or auto:recall=R."""
+    fraction: float | None = Field(None, gt=0, le=1)
+    """Keep this share of all captions, the best by `by`."""
+    by: Literal["itc", "itm"] = "itm"
+    """Score that `fraction` and `per_image` rank by."""
+    per_image: int | None = Field(None, ge=1)
+    """Keep at most this many captions an image."""
+    rescue: bool = False
+    """A synthetic text is kept only where the web text is not."""
+    noise_rate: float = Field(0.5, gt=0, lt=1)
+    """Share of wrong pairs assumed by auto:precision."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any rule was chosen."""
+        return any((self.itm, self.itc, self.fraction, self.per_image, self.rescue))
+
+
+class Export(Settings):
+    """How kept pairs are written."""
+
+    texts: Literal["best", "all", "web", "synthetic"] = "best"
+    """Which kept captions of an image go out."""
+    samples_per_shard: int = Field(10_000, ge=1)
+    """Samples in a tar of the export."""
+
+
+class Bootstrap(Settings):
+    """A whole run: train, recaption, score, judge, export."""
+
+    pipeline: str = ""
+    """Name of the pipeline these choices come from."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Every random choice is keyed by it."""
+    candidates: int = Field(1, ge=1)
+    """Captions drawn for each image."""
+    recaption: bool = True
+    """Whether the captioner writes captions."""
+    filter: bool = True
+    """Whether the filter scores and a policy judges."""
+    pretrain_on: Literal["clean", "clean+web"] = "clean"
+    """Pairs of the joint pre-training."""
+    model: Model = Model()
+    pretrain: Training | None = None
+    """Joint pre-training (ITC, ITM, LM) of one model that captioner and filter start from."""
+    captioner_training: Training = Training(phases=(Phase(lm=1.0),))
+    filter_training: Training = Training(phases=(Phase(itc=1.0, itm=1.0),))
+    clean: Clean = Clean()
+    input: Input = Input()
+    decoding: Decoding = Decoding()
+    compute: Compute = Compute()
+    judge: Judge = Judge()
+    export: Export = Export()
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a settings file; a file that is missing or not TOML is the user's error."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CapfiltError(
+            f"settings file {path} cannot be read: {error}", fix="give a TOML file, as in the README"
+        ) from error
+
+
+def changed(settings: S, *layers: Mapping[str, Any], assignments: Iterable[str] = ()) -> S:
+    """Return the settings with `layers` (nested mappings) and then `assignments` (a.b=c) put over them."""
+    values = settings.model_dump(mode="python")
+    for layer in layers:
+        _merge(values, layer)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip():
+            raise CapfiltError(
+                f"--set {assignment} is not an assignment", fix="write --set name.of.setting=value"
+            )
+        _put(values, path.strip().split("."), _value(text.strip()))
+    return validated(type(settings), values)
+
+
+def validated(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Build settings, turning the first bad value into an error that names it."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or kind.__name__.lower()
+        given = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" ({first['input']!r})"
+        raise CapfiltError(
+            f"setting {name}{given}: {first['msg'].removeprefix('Value error, ')}",
+            fix=f"choose another value, e.g. --set {name}=...; `capfilt settings` lists names and ranges",
+        ) from error
+
+
+def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for name, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(values.get(name), dict):
+            _merge(values[name], value)
+        else:
+            values[name] = value
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set one value inside nested dicts and lists; a list index is a number in the path."""
+    here: Any = values
+    for i, part in enumerate(path[:-1]):
+        if isinstance(here, (list, tuple)):
+            step = int(part) if part.isdigit() and int(part) < len(here) else None
+        else:
+            step = part if part in here else None
+        if step is None or not isinstance(here[step], (dict, list, tuple)):
+            raise CapfiltError(
+                f"there is no setting {'.'.join(path)}: {'.'.join(path[: i + 1])} holds no settings",
+                fix="`capfilt settings` lists them",
+            )
+        if isinstance(here[step], tuple):
+            here[step] = list(here[step])
+        here = here[step]
+    here[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """Read a value as TOML would, and as plain text where TOML cannot."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return {"none": None, "null": None}.get(text.lower(), text)
