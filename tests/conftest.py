@@ -1,0 +1,70 @@
+"""What tests share: no network, this checkout in child processes too, tars made by hand, real files.
+
+torch is not imported here: a test of the data rooms starts in a blink.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or albumentations asks the network for its version at import
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A test that starts Python means the code beside it, not a capfilt that is installed somewhere.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+TarOf = Callable[[Mapping[str, Mapping[str, bytes | str]], Path], Path]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no accelerator on this machine")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of golden and real files that lies beside the checkout; they are too large to live in it."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("there is no folder ../shared beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> TarOf:
+    """Write a WebDataset tar: `tar_of({"0001": {"jpg": b"...", "txt": "a cat"}}, path)` returns the path.
+
+    Members stand in the order given, as KEY.EXTENSION; text is written as UTF-8. The same samples give
+    the same bytes.
+    """
+    return _write_tar
+
+
+def _write_tar(samples: Mapping[str, Mapping[str, bytes | str]], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, members in samples.items():
+            for extension, content in members.items():
+                data = content.encode("utf-8") if isinstance(content, str) else content
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
