@@ -1,0 +1,277 @@
+"""DuckDB views over the committed Parquet: what a run knows, as tables.
+
+Parquet is the record and the catalog a way to look at it: made in memory at every opening, from the files
+that the manifests name, and closed by whoever opened it. No stage holds a database file open, since one
+writer would lock every other process out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capfilt.canonical import canonical_json
+from capfilt.errors import CapfiltError
+from capfilt.files import disk_errors, remove_temporaries, whole_file
+from capfilt.provenance.commit import arrow_table, manifests, missing_files, synthetic_captions
+from capfilt.provenance.policy import Policy, newest_policy, policies
+from capfilt.provenance.rundir import RunDir, json_files, read_json, stage_rows
+from capfilt.provenance.schema import (
+    CALIBRATION,
+    CAPTIONS,
+    METRICS,
+    MODELS,
+    PAIRS,
+    POLICIES,
+    SAMPLES,
+    SCORES,
+    SHARDS,
+    STAGES,
+    TABLES,
+    Table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import duckdb
+
+    from capfilt.provenance.policy import Value
+
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "double": "DOUBLE",
+    "bool": "BOOLEAN",
+}
+
+
+def open_catalog(run: RunDir, *, policy: Policy | None = None) -> duckdb.DuckDBPyConnection:
+    """Return a DuckDB in memory with every table of schema.py over what is committed now.
+
+    `policy` judges the pairs; without one the newest of the run does, and where there is none `keep` and
+    `reason` are null. The caller closes the connection. CapfiltError where a manifest names a file that
+    is gone or has another size.
+    """
+    import duckdb
+
+    connection = duckdb.connect(
+        config={"temp_directory": _spill_folder(), "python_enable_replacements": False}
+    )
+    try:
+        _fill(connection, run, policy)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def rebuild_catalog(run: RunDir) -> None:
+    """Write catalog.duckdb anew: the same views in a file, for people with a DuckDB shell.
+
+    Its views name the run's files by their absolute paths, so it is rebuilt after the run was moved.
+    """
+    import duckdb
+
+    with _one_at_a_time(run):
+        remove_temporaries(run.catalog_file)
+        with whole_file(run.catalog_file) as temporary:
+            connection = duckdb.connect(temporary, config={"temp_directory": _spill_folder()})
+            try:
+                _fill(connection, run, None)
+            finally:
+                connection.close()
+
+
+def pair_counts(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, bool | None, str | None, int]]:
+    """Return (source, keep, reason, pairs), kept ones first: what a summary shows of the verdicts."""
+    return connection.execute(
+        "SELECT source, keep, reason, count(*) FROM pairs GROUP BY ALL"
+        " ORDER BY source DESC, keep DESC, reason"
+    ).fetchall()
+
+
+def sample_counts(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str | None, int]]:
+    """Return (status, reason, samples): what a summary shows of the input."""
+    return connection.execute(
+        "SELECT status, reason, count(*) FROM samples GROUP BY ALL ORDER BY status, reason NULLS FIRST"
+    ).fetchall()
+
+
+def schema_text() -> str:
+    """Return every table and column with its type and meaning, for people."""
+    lines = []
+    for table in TABLES:
+        lines.append(f"{table.name}: {table.meaning}")
+        width = max(len(column.name) for column in table.columns)
+        lines += [f"    {c.name:{width}}  {_SQL_TYPES[c.type]:7}  {c.meaning}" for c in table.columns]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def duckdb_path(path: Path, *, escaped: bool = True) -> str:
+    """Return an absolute path as DuckDB reads it: not as a glob, whatever characters the folder has."""
+    text = str(path.absolute())
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CapfiltError(
+            f"the path {text!r} is not UTF-8, and DuckDB reads no other",
+            fix="rename the folder, or move the run elsewhere",
+        ) from None
+    return re.sub(r"[*?\[]", r"[\g<0>]", text) if escaped else text
+
+
+# -- the tables and views
+
+
+def _fill(connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Policy | None) -> None:
+    """Create every table of schema.py, in a catalog that is still empty."""
+    committed = manifests(run)
+    _check_files(run, committed)
+    files = [run.provenance / file["path"] for manifest in committed for file in manifest["files"]]
+    for table, folder in ((SAMPLES, run.samples), (CAPTIONS, run.captions), (SCORES, run.scores)):
+        _parquet_view(connection, table, [path for path in files if path.parent == folder])
+    _parquet_view(connection, METRICS, sorted(run.metrics.glob("[!.]*.parquet")))
+    mend = "remove the file and give the run's command again"
+    _rows_table(connection, SHARDS, [_shard_row(m) for m in committed if m["kind"] == "shard"])
+    _rows_table(connection, MODELS, [read_json(path, mend=mend) for path in json_files(run.models)])
+    calibrations = [row for path in json_files(run.calibration) for row in read_json(path, mend=mend)]
+    _rows_table(connection, CALIBRATION, calibrations)
+    _rows_table(connection, POLICIES, [_policy_row(number, known) for number, known in policies(run)])
+    _rows_table(connection, STAGES, stage_rows(run))
+    if policy is None and (newest := newest_policy(run)) is not None:
+        policy = newest[1]
+    _pairs_view(connection, policy, _filter_of(policy, committed))
+
+
+def _pairs_view(connection: duckdb.DuckDBPyConnection, policy: Policy | None, chosen: str | None) -> None:
+    """Create `pairs`: captions, the scores of the chosen filter, the verdict of the policy.
+
+    A view takes no parameters of its own, so it reads them from the table `policy_parameters`.
+    """
+    inner = PAIRS.names()[:-2]
+    if policy is None:
+        columns = ", ".join(f'"{name}"' for name in inner)
+        sql, parameters = f"SELECT {columns}, NULL::BOOLEAN AS keep, NULL::VARCHAR AS reason FROM scored", {}
+    else:
+        rendered = policy.render(inner)
+        sql, parameters = rendered.sql, rendered.parameters
+    connection.execute("CREATE TABLE policy_parameters (name VARCHAR, number DOUBLE, words VARCHAR)")
+    for name, value in {**parameters, "filter": chosen}.items():
+        is_number = isinstance(value, (int, float))
+        row = [name, value if is_number else None, None if is_number else value]
+        connection.execute("INSERT INTO policy_parameters VALUES (?, ?, ?)", row)
+    connection.execute(
+        f"""
+        CREATE VIEW scored AS
+        SELECT captions.*, measured.filter, measured.itc, measured.itm
+        FROM captions LEFT JOIN (
+            SELECT pair_id, filter,
+                max(value) FILTER (WHERE score = 'itc') AS itc, max(value) FILTER (WHERE score = 'itm') AS itm
+            FROM scores WHERE filter = {_from_table("filter", "")} GROUP BY pair_id, filter
+        ) AS measured USING (pair_id)
+        """
+    )
+    connection.execute(f"CREATE VIEW pairs AS {_bound(sql, parameters)}")
+
+
+def _bound(sql: str, parameters: Mapping[str, Value]) -> str:
+    """Return rendered SQL that reads its parameters from the table `policy_parameters`."""
+    return re.sub(r"\$(\w+)", lambda match: _from_table(match[1], parameters[match[1]]), sql)
+
+
+def _from_table(name: str, value: Value) -> str:
+    column = "words" if isinstance(value, str) else "number"
+    return f"(SELECT {column} FROM policy_parameters WHERE name = '{name}')"
+
+
+def _filter_of(policy: Policy | None, committed: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the filter whose scores stand in `pairs`: the policy's, else the run's first."""
+    if policy is not None and policy.filter is not None:
+        return policy.filter
+    by_kind = sorted(committed, key=lambda manifest: manifest["kind"] != "shard")
+    return next((digest for manifest in by_kind for digest in manifest["filters"]), None)
+
+
+def _parquet_view(connection: duckdb.DuckDBPyConnection, table: Table, files: list[Path]) -> None:
+    """Create a view over the listed files, or an empty one of the right types."""
+    if files:
+        names = ", ".join(f'"{name}"' for name in table.names())
+        listed = ", ".join(_quoted(duckdb_path(path)) for path in files)
+        # A folder named a=b would otherwise become a column.
+        source = f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"
+    else:
+        names = ", ".join(f'NULL::{_SQL_TYPES[column.type]} AS "{column.name}"' for column in table.columns)
+        source = f"SELECT {names} WHERE false"
+    connection.execute(f'CREATE VIEW "{table.name}" AS {source}')
+
+
+def _rows_table(connection: duckdb.DuckDBPyConnection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Create a table of a few rows that are JSON in the run."""
+    connection.register("incoming", arrow_table(table, rows))
+    connection.execute(f'CREATE TABLE "{table.name}" AS SELECT * FROM incoming')
+    connection.unregister("incoming")
+
+
+def _shard_row(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "shard": manifest["shard"],
+        "path": manifest["path"],
+        "bytes": manifest["bytes"],
+        "samples_in": manifest["samples_in"],
+        "samples_ok": manifest["statuses"].get("ok", 0),
+        "samples_refused": manifest["statuses"].get("refused", 0),
+        "captions": manifest["rows"]["captions"],
+        "captions_synthetic": synthetic_captions(manifest),
+        "fingerprint": manifest["fingerprint"],
+    }
+
+
+def _policy_row(number: int, policy: Policy) -> dict[str, Any]:
+    return {
+        "policy": number,
+        "digest": policy.digest,
+        "filter": policy.filter,
+        "rule": canonical_json(policy.record()["rules"]),
+        "thresholds": canonical_json(policy.render().parameters),
+        "words": policy.words,
+    }
+
+
+def _check_files(run: RunDir, committed: Sequence[Mapping[str, Any]]) -> None:
+    for manifest in committed:
+        if gone := missing_files(run, manifest):
+            raise CapfiltError(
+                f"{gone[0]} is gone or damaged, and the manifest of shard {manifest['shard']} names it",
+                fix="give the run's command again: it does that shard anew",
+            )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _spill_folder() -> str:
+    """Return where DuckDB puts what does not fit in memory; its own choice is the working folder."""
+    return str(Path(tempfile.gettempdir()) / f"capfilt-duckdb-{os.getpid()}")
+
+
+@contextmanager
+def _one_at_a_time(run: RunDir) -> Iterator[None]:
+    """Wait for other processes that rebuild the catalog of the run."""
+    path = run.provenance / ".catalog.lock"
+    with disk_errors(path):
+        run.provenance.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
