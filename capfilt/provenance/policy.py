@@ -262,9 +262,9 @@ class Policy:
             " OR ".join(f"{s} IS NULL OR NOT isfinite({s})" for s in sorted(self.scores_used)) or "false"
         )
         steps = [
-            f"judged AS (SELECT *, dropped IS NULL AS is_scored,"
-            f" CASE WHEN {_NO_TEXT} THEN '{Reason.EMPTY_CAPTION}'"
-            f" WHEN {unscored} THEN '{Reason.UNSCORED}' END AS dropped FROM scored)"
+            f"judged AS (SELECT *, CASE WHEN {_NO_TEXT} THEN '{Reason.EMPTY_CAPTION}'"
+            f" WHEN {unscored} THEN '{Reason.UNSCORED}' END AS dropped,"
+            " dropped IS NULL AS is_scored FROM scored)"
         ]
         parameters: dict[str, Value] = {}
         before = "judged"
