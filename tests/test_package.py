@@ -80,9 +80,9 @@ def test_every_pipeline_is_shorter_than_a_hundred_lines(repository: Path) -> Non
     assert {name: length for name, length in lengths.items() if length >= 100} == {}
 
 
-def test_the_wheel_is_typed_and_carries_the_pipelines(repository: Path) -> None:
-    wheel = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
-        "wheel"
-    ]
-    assert wheel["force-include"] == {"pipelines": "capfilt_pipelines"}
+def test_the_wheel_is_typed_and_carries_the_pipelines_under_a_name_of_their_own(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["only-include"]) == {"capfilt", "pipelines"}
+    assert wheel["sources"] == {"pipelines": "capfilt_pipelines"}
     assert (repository / "capfilt" / "py.typed").is_file()
