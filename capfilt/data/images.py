@@ -56,7 +56,6 @@ class RefusedImage(Exception):
     """A picture that cannot be used; `reason` is what the record says of it."""
 
     def __init__(self, reason: Refusal) -> None:
-        """Take the reason."""
         super().__init__(reason.value)
         self.reason = reason
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
 _ACCEPTED = (
     "give WebDataset tars (KEY.jpg, KEY.txt, KEY.json): a .tar file, a folder of them, or a glob in quotes"
 )
-_COMPRESSED_NAME = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_COMPRESSED_MAGIC = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\0", b"\x04\x22\x4d\x18")
+_COMPRESSED_NAME = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z|br)|tgz|tbz|tbz2|txz|tzst)$", re.IGNORECASE)
+_DECOMPRESSORS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+"""The program that undoes each compression, by the file's first bytes; all of them take -d."""
 _MOST_NAMES = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -37,7 +45,7 @@ def find_files(where: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a shell would make of {a,b} and {00..99}, in its order."""
+    """Return the names that a shell would make of {a,b} and {00..99}, in its order, each once."""
     found = next((m for m in _BRACES.finditer(pattern) if "," in m[1] or _RANGE.fullmatch(m[1])), None)
     if found is None:
         return [pattern]
@@ -48,7 +56,8 @@ def expand_braces(pattern: str) -> list[str]:
         names += expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])
         if len(names) > _MOST_NAMES:
             raise _too_many(pattern)
-    return names
+    # The innermost braces go first, so what stands beside them comes once for each of their choices.
+    return list(dict.fromkeys(names))
 
 
 def _numbers(first: str, last: str) -> list[str]:
@@ -147,9 +156,7 @@ def _tars_among(files: list[Path]) -> list[Path]:
     """The files named .tar; a compressed one among them is an error, since it would be missed in silence."""
     tars = []
     for file in files:
-        if _COMPRESSED_NAME.search(file.name):
-            raise _compressed(file)
-        if file.suffix.lower() == ".tar":
+        if file.suffix.lower() == ".tar" or _COMPRESSED_NAME.search(file.name):
             tars += _one_file(file)
     return tars
 
@@ -166,9 +173,9 @@ def _one_file(file: Path) -> list[Path]:
         ) from error
     is_tar = head[257:262] == b"ustar"
     is_named_tar = file.suffix.lower() == ".tar"
-    is_packed = _COMPRESSED_NAME.search(file.name) or (is_named_tar and head.startswith(_COMPRESSED_MAGIC))
-    if is_packed and not is_tar:
-        raise _compressed(file)
+    program = next((name for magic, name in _DECOMPRESSORS.items() if head.startswith(magic)), None)
+    if not is_tar and (_COMPRESSED_NAME.search(file.name) or (is_named_tar and program)):
+        raise _compressed(file, program or "gzip")
     if is_tar or is_named_tar:
         return [file]
     command = download_command(file)
@@ -177,12 +184,13 @@ def _one_file(file: Path) -> list[Path]:
     raise CapfiltError(f"{file} is not a tar", fix=_ACCEPTED)
 
 
-def _compressed(file: Path) -> CapfiltError:
-    programs = {".zst": "zstd -d", ".tzst": "zstd -d", ".bz2": "bunzip2", ".tbz": "bunzip2", ".xz": "unxz"}
-    program = programs.get(file.suffix.lower(), "gunzip")
+def _compressed(file: Path, program: str) -> CapfiltError:
+    stem = _COMPRESSED_NAME.sub("", file.name)
+    plain = file.with_name(f"{stem}.tar" if stem != file.name else f"{file.stem}-plain.tar")
+    command = f"{program} -d < {shlex.quote(str(file))} > {shlex.quote(str(plain))}"
     return CapfiltError(
         f"{file} is compressed; pictures are found again by their place in the tar, so it must be plain",
-        fix=f"decompress it first, e.g. {program} {file}; pictures are compressed already, so little is lost",
+        fix=f"decompress it, and keep the compressed one elsewhere:\n  {command}",
     )
 
 

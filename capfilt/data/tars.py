@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 512
-_ZEROS = bytes(BLOCK)
 _ZEROS_AT_ONCE = bytes(128 * BLOCK)
 _LARGEST_EXTENSION = 1 << 20
 """Bytes of a pax header or a GNU long name that are still read; real ones stay below a few kB."""
-_PLAIN = b"0\0007"
-_WITHOUT_DATA = b"123456"
+_MOST_DIGITS = 20
+_EXTENSIONS = (b"x", b"g", b"L", b"K")
+_PLAIN = (b"0", b"\0", b"7")
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, folders, FIFOs: whatever their size field says, no data follows (as in GNU tar)."""
 
 
@@ -59,17 +60,17 @@ def scan(file: BinaryIO, size: int) -> Iterator[Member | Damage]:
     while at < size:
         file.seek(at)
         block = file.read(BLOCK)
-        if block == _ZEROS[: len(block)]:
+        if not block.strip(b"\0"):
             at, ended = _after_zeros(file, at), True
             continue
         try:
-            entry = _Entry.read(file, at, block, size)
+            member, at_next = _read_entry(file, at, block, size)
         except _BadHeaderError:
             yield Damage(at, size)
             return
-        if entry.member is not None:
-            yield entry.member
-        at, ended = entry.next, False
+        if member is not None:
+            yield member
+        at, ended = at_next, False
     if not ended:
         yield Damage(size, size)
 
@@ -85,49 +86,57 @@ def _after_zeros(file: BinaryIO, at: int) -> int:
     return at
 
 
+def _read_entry(file: BinaryIO, at: int, block: bytes, end: int) -> tuple[Member | None, int]:
+    """Return the plain file whose header, or first extension header, stands at `at`, and where the next is.
+
+    None for what is no plain file.
+    """
+    extended = _Extended()
+    while block[156:157] in _EXTENSIONS:
+        at = extended.take(file, at, block, end)
+        if block[156:157] == b"g":
+            # It speaks of the archive, and may stand last in it.
+            return None, at
+        file.seek(at)
+        block = file.read(BLOCK)
+    _check(block)
+    kind, data = block[156:157], at + BLOCK
+    name = _name(block) if extended.name is None else extended.name
+    if kind in _WITHOUT_DATA or (kind == b"\0" and name.endswith(b"/")):
+        return None, data
+    if kind == b"S":
+        data = _after_sparse_headers(file, data, block, end)
+    size = _number(block[124:136]) if extended.size is None else extended.size
+    if data + size > end:
+        raise _BadHeaderError
+    is_plain = kind in _PLAIN and not extended.is_sparse
+    return Member(name, data, size) if is_plain else None, _padded(data + size)
+
+
 @dataclass(slots=True)
-class _Entry:
-    """A header with the pax and GNU headers before it."""
+class _Extended:
+    """What pax and GNU extension headers say of the file that follows them."""
 
-    member: Member | None
-    next: int
+    name: bytes | None = None
+    size: int | None = None
+    is_sparse: bool = False
 
-    @classmethod
-    def read(cls, file: BinaryIO, at: int, block: bytes, end: int) -> _Entry:
-        name: bytes | None = None
-        size: int | None = None
-        is_sparse = False
-        while True:
-            _check(block)
-            kind, data = block[156:157], at + BLOCK
-            stated = _number(block[124:136])
-            if kind in b"xLKg":
-                content = _extension(file, data, stated, end)
-                if kind == b"x":
-                    records = _pax_records(content)
-                    name = records.get(b"path", name)
-                    size = _digits(records[b"size"]) if b"size" in records else size
-                    is_sparse = any(key.startswith(b"GNU.sparse.") for key in records)
-                elif kind == b"L":
-                    name = content.split(b"\0", 1)[0]
-                at = _padded(data + stated)
-                file.seek(at)
-                block = file.read(BLOCK)
-                if kind == b"g" and name is None and size is None:
-                    # A global header may stand last, as in what `git archive` writes for an empty tree.
-                    return cls(None, at)
-                continue
-            break
-        if kind == b"S":
-            data = _after_sparse_headers(file, data, block, end)
-        size = stated if size is None else size
-        name = _name(block) if name is None else name
-        if kind in _WITHOUT_DATA or (kind == b"\0" and name.endswith(b"/")):
-            return cls(None, data)
-        if data + size > end:
+    def take(self, file: BinaryIO, at: int, block: bytes, end: int) -> int:
+        """Take one extension in and return where the next header stands."""
+        _check(block)
+        size = _number(block[124:136])
+        if size > _LARGEST_EXTENSION or at + BLOCK + size > end:
             raise _BadHeaderError
-        is_plain = kind in _PLAIN and not is_sparse
-        return cls(Member(name, data, size) if is_plain else None, _padded(data + size))
+        content = file.read(size)
+        if block[156:157] == b"L":
+            self.name = content.split(b"\0", 1)[0]
+        elif block[156:157] == b"x":
+            records = _pax_records(content)
+            self.name = records.get(b"path", self.name)
+            if b"size" in records:
+                self.size = _digits(records[b"size"])
+            self.is_sparse = any(key.startswith(b"GNU.sparse.") for key in records)
+        return _padded(at + BLOCK + size)
 
 
 def _check(block: bytes) -> None:
@@ -137,7 +146,7 @@ def _check(block: bytes) -> None:
     stated = _number(block[148:156])
     rest = block[:148] + b" " * 8 + block[156:]
     unsigned = sum(rest)
-    if stated not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest)):
+    if stated != unsigned and stated != unsigned - 256 * sum(byte > 127 for byte in rest):
         raise _BadHeaderError
 
 
@@ -161,19 +170,12 @@ def _name(block: bytes) -> bytes:
     return prefix + b"/" + name if prefix and block[257:263] == b"ustar\0" else name
 
 
-def _extension(file: BinaryIO, data: int, size: int, end: int) -> bytes:
-    if size > _LARGEST_EXTENSION or data + size > end:
-        raise _BadHeaderError
-    file.seek(data)
-    return file.read(size)
-
-
 def _pax_records(content: bytes) -> dict[bytes, bytes]:
-    """Read records `length key=value newline`, where the length counts the whole record."""
+    r"""Read records `length key=value\n`, where the length counts the whole record."""
     records: dict[bytes, bytes] = {}
     at = 0
-    while at < len(content) and content[at : at + 1] != b"\0":
-        digits, space, _ = content[at : at + 20].partition(b" ")
+    while at < len(content):
+        digits, space, _ = content[at : at + _MOST_DIGITS + 1].partition(b" ")
         length = _digits(digits)
         record = content[at : at + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
@@ -185,7 +187,7 @@ def _pax_records(content: bytes) -> dict[bytes, bytes]:
 
 
 def _digits(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 20:
+    if not text.isdigit() or len(text) > _MOST_DIGITS:
         raise _BadHeaderError
     return int(text)
 
