@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,14 +80,14 @@ def rebuild_catalog(run: RunDir) -> None:
     """
     import duckdb
 
-    with _one_at_a_time(run):
+    # DuckDB takes a path with a question mark for one with options, so its file is made elsewhere.
+    with _one_at_a_time(run), tempfile.TemporaryDirectory(prefix="capfilt-") as folder:
+        file = Path(folder) / "catalog.duckdb"
+        with duckdb.connect(file, config={"temp_directory": _spill_folder()}) as connection:
+            _fill(connection, run, None)
         remove_temporaries(run.catalog_file)
         with whole_file(run.catalog_file) as temporary:
-            connection = duckdb.connect(temporary, config={"temp_directory": _spill_folder()})
-            try:
-                _fill(connection, run, None)
-            finally:
-                connection.close()
+            shutil.copyfile(file, temporary)
 
 
 def pair_counts(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, bool | None, str | None, int]]:

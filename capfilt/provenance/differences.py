@@ -64,7 +64,7 @@ def _label(item: Any) -> str:
 
 
 def _joined(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
+    return f"{name}.{_plain(key)}" if name else _plain(key)
 
 
 def shown(value: Any) -> str:
