@@ -241,6 +241,19 @@ class Export(Settings):
     """Which kept captions of an image go out."""
     samples_per_shard: int = Field(10_000, ge=1)
     """Samples in a tar of the export."""
+    accept_weak_filter: bool = False
+    """Export even where the policy reads a score that is no better than chance on held-out pairs."""
+
+
+class Bundles(Settings):
+    """Models that are there already: folders that capfilt wrote."""
+
+    init: Path | None = None
+    """Captioner and filter start from this model instead of from scratch."""
+    captioner: Path | None = None
+    """Use this captioner; none is trained."""
+    filter: Path | None = None
+    """Use this filter; none is trained."""
 
 
 class Bootstrap(Settings):
@@ -256,6 +269,7 @@ class Bootstrap(Settings):
     """Whether the captioner writes captions."""
     filter: bool = True
     """Whether the filter scores and a policy judges."""
+    bundles: Bundles = Bundles()
     pretrain_on: Literal["clean", "clean+web"] = "clean"
     """Pairs of the joint pre-training."""
     model: Model = Model()

@@ -1,0 +1,1 @@
+"""Measuring models on pairs they were not trained on."""

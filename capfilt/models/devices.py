@@ -1,0 +1,51 @@
+"""Where a model runs and in which numbers; asked in a worker, so that the command line imports no torch."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from capfilt.errors import CapfiltError
+from capfilt.settings import Compute
+
+
+def find_devices(compute: Compute) -> tuple[list[str], str]:
+    """Return the device of each worker, and the precision: fp32 or bf16.
+
+    Without a number of workers there is one a GPU, or one a core.
+    """
+    if compute.device == "auto":
+        names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
+    elif compute.device == "cpu":
+        names = ["cpu"]
+    else:
+        names = [compute.device if ":" in compute.device else "cuda:0"]
+        if int(names[0].partition(":")[2]) >= torch.cuda.device_count():
+            raise CapfiltError(
+                f"--device {compute.device}: this machine has {torch.cuda.device_count()} GPUs that torch can use",
+                fix="give --device cpu, or --device auto to take what there is",
+            )
+    is_cpu = names == ["cpu"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = compute.workers or (max(1, cores // compute.threads) if is_cpu else len(names))
+    precision: str = compute.precision
+    if precision == "auto":
+        precision = "bf16" if not is_cpu and torch.cuda.is_bf16_supported() else "fp32"
+    return [names[n % len(names)] for n in range(workers)], precision
+
+
+def inference_type(precision: str) -> torch.dtype:
+    """Return the type of the weights while captioning and scoring."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast_type(precision: str) -> torch.dtype | None:
+    """Return the type of the forward pass in training, None for that of the weights, which stay fp32."""
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def widened(numbers: Tensor) -> Tensor:
+    """Return the numbers in fp32, or wider where they are: losses and probabilities are taken in no less."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))

@@ -1,0 +1,111 @@
+"""MED, the multimodal mixture of encoder and decoder (BLIP, section 3.1): three functions of one model.
+
+Unimodal text encoder, image-grounded encoder and image-grounded decoder share everything but
+self-attention. A model that serves fewer functions simply lacks the others' parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from capfilt.models.cards import Objective
+from capfilt.models.devices import widened
+from capfilt.models.text import ImageMemory, TextTransformer, TokenCache, WordHead
+from capfilt.models.vision import ImageEncoder
+from capfilt.settings import Model
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 0.5
+"""Between these the learned temperature of ITC stays (BLIP's released code)."""
+
+
+class MED(nn.Module):
+    """Image encoder, hybrid text transformer and the heads of the objectives it is trained for."""
+
+    def __init__(self, model: Model, vocabulary_size: int, objectives: Iterable[Objective]) -> None:
+        super().__init__()
+        self.objectives: tuple[Objective, ...] = tuple(o for o in ("itc", "itm", "lm") if o in set(objectives))
+        reads = "itc" in self.objectives or "itm" in self.objectives
+        writes = "lm" in self.objectives
+        self.image = ImageEncoder(model.vision, model.images)
+        self.text = TextTransformer(
+            model.text,
+            vocabulary_size,
+            self.image.width,
+            (*(("encoder",) if reads else ()), *(("decoder",) if writes else ())),
+            grounded=writes or "itm" in self.objectives,
+        )
+        if "itc" in self.objectives:
+            self.image_projection = nn.Linear(self.image.width, model.embed)
+            self.text_projection = nn.Linear(model.text.width, model.embed)
+            self.temperature = nn.Parameter(torch.tensor(model.temperature))
+        if "itm" in self.objectives:
+            self.itm_head = nn.Linear(model.text.width, 2)
+        if writes:
+            self.word_head = WordHead(model.text, self.text.words)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.text.words.weight.device
+
+    def clamp_temperature(self) -> None:
+        """Hold the learned temperature within its bounds; called after every step."""
+        if "itc" in self.objectives:
+            with torch.no_grad():
+                self.temperature.clamp_(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Return image states, shape (images, 1 + patches, image width), of pixels (images, 3, side, side)."""
+        states: Tensor = self.image(pixels)
+        return states
+
+    def memory(self, image_states: Tensor) -> list[ImageMemory]:
+        """Return what cross-attention keeps of image states, a layer each."""
+        return self.text.memory(image_states)
+
+    def image_features(self, image_states: Tensor) -> Tensor:
+        """Return ITC features of unit length, shape (images, embed), from the [class] state."""
+        return F.normalize(widened(self.image_projection(image_states[:, 0])), dim=-1)
+
+    def text_features(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Return ITC features of unit length, shape (rows, embed), of texts that begin with [CLS]."""
+        return F.normalize(widened(self.text_projection(self.text(ids, real, "encoder")[:, 0])), dim=-1)
+
+    def itm_logits(self, ids: Tensor, real: Tensor, memory: list[ImageMemory]) -> Tensor:
+        """Return (rows, 2) logits, column 1 for a match, of texts that begin with [ENC].
+
+        `memory` holds one image a row, or one for several neighbouring rows.
+        """
+        logits: Tensor = self.itm_head(self.text(ids, real, "encoder", memory)[:, 0])
+        return logits
+
+    def lm_logits(
+        self, ids: Tensor, memory: list[ImageMemory], caches: list[TokenCache] | None = None
+    ) -> Tensor:
+        """Return logits of each next token, shape (rows, tokens, vocabulary), of texts that begin with [DEC]."""
+        logits: Tensor = self.word_head(self.text(ids, None, "decoder", memory, caches), self.text.words)
+        return logits
+
+
+def adopt(model: MED, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Take over every weight that fits by name and shape; returns (names left fresh, names left over).
+
+    A captioner or filter that starts from a joint model takes the parts it has. A self-attention that
+    is missing there starts as its twin of the other direction, which learnt on the same words.
+    """
+    own = model.state_dict()
+    fresh: list[str] = []
+    for name, tensor in own.items():
+        twin = name.replace(".attention.decoder.", ".attention.encoder.")
+        if twin == name:
+            twin = name.replace(".attention.encoder.", ".attention.decoder.")
+        source = weights.get(name, weights.get(twin))
+        if source is not None and source.shape == tensor.shape:
+            tensor.copy_(source)
+        else:
+            fresh.append(name)
+    return fresh, [name for name in weights if name not in own]

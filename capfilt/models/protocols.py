@@ -1,0 +1,70 @@
+"""What stages ask of a captioner and a filter, whatever is behind it.
+
+Both get decoded pictures, not tensors: every model has an image processing of its own, and a picture
+is decoded once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from capfilt.data.images import to_square
+from capfilt.records import Scores
+from capfilt.settings import Decoding, Images
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+
+@dataclass
+class ImageBatch:
+    """Decoded pictures, side by side, each known by the sha256 of its encoded bytes."""
+
+    pictures: Sequence[Image]
+    """RGB, upright."""
+    sha256: Sequence[str]
+    _squares: dict[Images, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def squares(self, images: Images) -> NDArray[np.uint8]:
+        """Return pixels, uint8, shape (pictures, 3, side, side); made once for equal image settings."""
+        import numpy as np
+
+        if images not in self._squares:
+            self._squares[images] = np.stack([to_square(picture, images) for picture in self.pictures])
+        return self._squares[images]
+
+
+class Captioner(Protocol):
+    """Writes captions."""
+
+    @property
+    def digest(self) -> str:
+        """Name of the weights: their sha256."""
+        ...
+
+    def caption(self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int) -> list[list[str]]:
+        """Return `candidates` captions for each picture, without the prompt.
+
+        A caption depends on the model, the decoding, and (seed, image sha256, candidate number) alone.
+        """
+        ...
+
+
+class Filter(Protocol):
+    """Scores how well texts fit their picture."""
+
+    @property
+    def digest(self) -> str:
+        """Name of the weights: their sha256."""
+        ...
+
+    def score(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> list[list[Scores]]:
+        """Return the scores of each picture's texts, in their order; a picture may have none."""
+        ...

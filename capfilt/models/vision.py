@@ -1,0 +1,102 @@
+"""The image encoder: a plain ViT of timm, with a convolutional stem as an option.
+
+It is built here and nowhere else, so that another encoder is one function away.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from capfilt.errors import CapfiltError
+from capfilt.settings import Images, Vision
+
+
+class ImageEncoder(nn.Module):
+    """Pixels to image states, the state of the [class] token first.
+
+    `passes` counts the images that went through, so that work done twice shows.
+    """
+
+    def __init__(self, vision: Vision, images: Images) -> None:
+        super().__init__()
+        self.vit: nn.Module = _timm_vit(vision, images) if vision.timm else _plain_vit(vision, images)
+        self.width: int = int(self.vit.num_features)
+        self.passes = 0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return image states, shape (images, 1 + patches, width), of normalised pixels (images, 3, side, side)."""
+        self.passes += len(pixels)
+        states: Tensor = self.vit.forward_features(pixels)
+        return states
+
+
+class ConvolutionalStem(nn.Module):
+    """Patches by convolutions, each followed by max-pooling that halves the side, instead of one linear map.
+
+    Small models trained from scratch learn shapes much sooner with it (Xiao et al., "Early convolutions
+    help transformers see better", 2021; they halve by strides, and pooling was better here). It stands
+    where timm's PatchEmbed stands and takes the same arguments.
+    """
+
+    def __init__(
+        self, img_size: int, patch_size: int, in_chans: int = 3, embed_dim: int = 768, **_: Any
+    ) -> None:
+        super().__init__()
+        halvings = int(math.log2(patch_size))
+        if 2**halvings != patch_size or halvings < 1:
+            raise CapfiltError(
+                f"model.vision.patch_px is {patch_size}; a convolutional stem halves the side each time",
+                fix="set model.vision.patch_px to 2, 4, 8, 16 or 32, or model.vision.stem=patch",
+            )
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        widths = [in_chans, *(max(32, embed_dim // 2**n) for n in range(halvings - 1, 0, -1)), embed_dim]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(2)]
+            layers += [nn.BatchNorm2d(after), nn.GELU()]
+        self.convolutions = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return patches, shape (images, patches, width)."""
+        patches: Tensor = self.convolutions(pixels).flatten(2).transpose(1, 2)
+        return patches
+
+
+def _plain_vit(vision: Vision, images: Images) -> nn.Module:
+    vit: nn.Module = VisionTransformer(
+        img_size=images.size_px,
+        patch_size=vision.patch_px,
+        embed_dim=vision.width,
+        depth=vision.layers,
+        num_heads=vision.heads,
+        num_classes=0,
+        global_pool="",
+        **({"embed_layer": ConvolutionalStem} if vision.stem == "convolution" else {}),
+    )
+    return vit
+
+
+def _timm_vit(vision: Vision, images: Images) -> nn.Module:
+    try:
+        vit: nn.Module = timm.create_model(vision.timm, img_size=images.size_px, num_classes=0, global_pool="")
+        with torch.no_grad():
+            states = vit.eval().forward_features(torch.zeros(1, 3, images.size_px, images.size_px))
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise CapfiltError(
+            f"model.vision.timm={vision.timm} at {images.size_px} px cannot be built: {error}",
+            fix="name a ViT that timm.list_models('vit_*') lists, and a side that its patches divide",
+        ) from error
+    if states.ndim != 3:
+        raise CapfiltError(
+            f"model.vision.timm={vision.timm} gives no sequence of states (its shape is {tuple(states.shape)})",
+            fix="name a ViT, e.g. --set model.vision.timm=vit_base_patch16_384",
+        )
+    return vit.train()

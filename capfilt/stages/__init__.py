@@ -1,0 +1,1 @@
+"""The verbs: train, recaption and score, judge, export; a pipeline is a list of them."""

@@ -1,0 +1,157 @@
+"""One start of a run: find the input, hold the run, do its stages in order, record how each ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capfilt.canonical import canonical_json
+from capfilt.data.sources import find_shards
+from capfilt.errors import CapfiltError
+from capfilt.models.cards import read_card
+from capfilt.provenance.catalog import rebuild_catalog
+from capfilt.provenance.rundir import RunDir, StageRecord, lock, next_start, record_run, save_stage
+from capfilt.records import Shard
+from capfilt.settings import Bootstrap, Compute
+from capfilt.stages.context import Context, Engine, Outcome, Progress, Stage, Tell
+from capfilt.versions import versions
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for."""
+
+    web: str | None
+    """Shards to recaption and filter."""
+    clean: str | None
+    """Clean shards to train on; not needed where nothing is trained."""
+    out: Path
+    settings: Bootstrap
+    stages: Sequence[Stage]
+    command: Sequence[str] = ()
+    """What was typed, for the record."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a start ended."""
+
+    run: RunDir
+    outcomes: list[tuple[str, Outcome]]
+
+    @property
+    def next_command(self) -> str:
+        """What to type next, where a stage was withheld; else empty."""
+        return next((outcome.next_command for _, outcome in self.outcomes if outcome.next_command), "")
+
+
+def bootstrap(request: Request, engine: Engine, progress: Progress) -> Finished:
+    """Do every stage that is not done yet; the same request again goes on where it stopped.
+
+    Raises CapfiltError where the request cannot be done and RunFailedError where doing it failed.
+    """
+    settings = request.settings
+    web = find_shards(request.web) if request.web is not None else []
+    clean = find_shards(request.clean) if request.clean is not None else []
+    _check_input(request, web, clean)
+    run = RunDir.create(request.out)
+    with lock(run):
+        devices, precision = resolve_devices(settings.compute, engine)
+        facts = _facts(settings, web, clean, devices[0].partition(":")[0], precision)
+        record_run(run, facts, settings=settings.model_dump(mode="json"), command=request.command)
+        context = Context(
+            run=run,
+            settings=settings,
+            web=web,
+            clean=clean,
+            engine=engine,
+            progress=progress,
+            devices=devices,
+            precision=precision,
+            start=next_start(run),
+        )
+        outcomes = []
+        for stage in request.stages:
+            with recorded(stage, context) as ended:
+                ended.append(stage.run(context))
+            outcomes.append((stage.name, ended[0]))
+        rebuild_catalog(run)
+    return Finished(run, outcomes)
+
+
+def resolve_devices(compute: Compute, engine: Engine) -> tuple[list[str], str]:
+    """Return the device of each worker and the precision; asked in a worker, which has torch at hand."""
+    [(_, found)] = list(engine.run(_find_devices, [compute], devices=["cpu"], threads=1))
+    return found
+
+
+@contextmanager
+def recorded(stage: Stage, context: Context) -> Iterator[list[Outcome]]:
+    """Record a stage as running, then as it ended; the block puts its outcome into the list."""
+    record = StageRecord(
+        stage=stage.name,
+        start=context.start,
+        started=time.time(),
+        settings=canonical_json(stage.settings(context)),
+        versions=canonical_json(versions()),
+    )
+    save_stage(context.run, record)
+    ended: list[Outcome] = []
+    try:
+        yield ended
+    except BaseException as error:
+        save_stage(context.run, record.finished("failed", ended=time.time(), detail=str(error)[:2000]))
+        raise
+    outcome = ended[0]
+    save_stage(
+        context.run,
+        record.finished(outcome.status, ended=time.time(), detail=outcome.detail, count=outcome.count),
+    )
+
+
+def _find_devices(compute: Compute, _device: str, _tell: Tell) -> tuple[list[str], str]:
+    from capfilt.models.devices import find_devices
+
+    return find_devices(compute)
+
+
+def _check_input(request: Request, web: list[Shard], clean: list[Shard]) -> None:
+    trains = any(stage.name.startswith("train_") for stage in request.stages)
+    if trains and not clean:
+        raise CapfiltError(
+            "clean pairs are needed to train on, and none are given",
+            fix="add --clean CLEAN (WebDataset tars of pictures with good captions), or give trained models "
+            "with --captioner and --filter",
+        )
+    if request.web is not None and not any(shard.size for shard in web):
+        raise CapfiltError(f"{request.web}: every shard is empty", fix="give tars that hold pictures")
+
+
+def _facts(
+    settings: Bootstrap, web: list[Shard], clean: list[Shard], device: str, precision: str
+) -> dict[str, Any]:
+    """Return everything the run's rows depend on; what may differ from start to start is left out."""
+    choices = settings.model_dump(mode="json", exclude={"judge", "export", "compute", "bundles"})
+    for name in ("pretrain", "captioner_training", "filter_training"):
+        for what in ("checkpoint_every", "validate_every", "log_every"):
+            (choices[name] or {}).pop(what, None)
+    choices["clean"].pop("cache_mb")
+    given = {name: path for name, path in settings.bundles if path is not None}
+    return {
+        **choices,
+        "device": device,
+        "precision": precision,
+        "batch_size": settings.compute.batch_size,
+        "threads": settings.compute.threads,
+        "bundles": {name: read_card(path).weights for name, path in given.items()},
+        "web": _shard_facts(web),
+        "clean_shards": _shard_facts(clean),
+    }
+
+
+def _shard_facts(shards: list[Shard]) -> list[dict[str, Any]]:
+    return [{"name": shard.name, "bytes": shard.size, "digest": shard.digest} for shard in shards]

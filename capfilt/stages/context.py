@@ -1,0 +1,105 @@
+"""What a stage is given: the run, its choices, its inputs, somebody to do the work, somebody to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from capfilt.provenance.rundir import RunDir
+from capfilt.records import Shard
+from capfilt.settings import Bootstrap
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Tell = Callable[[int, int], None]
+"""A worker's word on its item: (done, in all), in units that its stage knows."""
+Work = Callable[[Item, str, Tell], Result]
+"""What a worker does with one item on one device; importable by name, since it crosses processes."""
+
+
+class Engine(Protocol):
+    """Hands out items to workers."""
+
+    def run(
+        self,
+        work: Work[Item, Result],
+        items: Sequence[Item],
+        *,
+        devices: Sequence[str],
+        threads: int,
+        hear: Callable[[int, int, int], None] | None = None,
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield (number of the item, its result) as they come; one worker for each device.
+
+        `hear` is told (number of the item, done, in all). An exception in a worker stops all and is raised.
+        """
+        ...
+
+
+class Progress(Protocol):
+    """Shows how far a stage is."""
+
+    def begin(self, task: str, unit: str, total: int | None = None) -> None:
+        """Show a task, with what is counted."""
+        ...
+
+    def update(self, task: str, done: int, total: int | None = None) -> None:
+        """Say how much of a task is done."""
+        ...
+
+    def end(self, task: str) -> None:
+        """Show a task as done."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Say a sentence that stays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended."""
+
+    status: Literal["done", "withheld"] = "done"
+    detail: str = ""
+    """What it made, or why it was withheld."""
+    count: int | None = None
+    """Images, steps or pairs."""
+    next_command: str = ""
+    """What to type after a stage that was withheld."""
+
+
+@dataclass
+class Context:
+    """One start of a run."""
+
+    run: RunDir
+    settings: Bootstrap
+    web: list[Shard]
+    clean: list[Shard]
+    engine: Engine
+    progress: Progress
+    devices: list[str]
+    """Device of each worker."""
+    precision: str
+    """fp32 or bf16, resolved."""
+    start: int = 1
+    """Which start of the run, from 1."""
+
+
+class Stage(Protocol):
+    """A verb of a pipeline."""
+
+    @property
+    def name(self) -> str:
+        """Name in the record."""
+        ...
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """Return the choices it acts on, for the record."""
+        ...
+
+    def run(self, context: Context) -> Outcome:
+        """Do it; what is already done is not done again."""
+        ...

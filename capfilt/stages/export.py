@@ -1,0 +1,267 @@
+"""Copy kept pairs into new shards, with a card that says what they are; the same bytes every time.
+
+The only stage that copies pictures. What is written follows from the committed rows and the policy
+alone, so an export can be thrown away and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capfilt.canonical import canonical_json, digest_of
+from capfilt.data.sources import read_bytes
+from capfilt.data.writers import ShardWriter, extension_of
+from capfilt.errors import CapfiltError
+from capfilt.files import whole_folder
+from capfilt.provenance.catalog import open_catalog
+from capfilt.provenance.policy import Policy, newest_policy
+from capfilt.provenance.rundir import RunDir
+from capfilt.records import Source
+from capfilt.settings import Export
+from capfilt.stages.context import Outcome
+from capfilt.stages.dataset_card import dataset_card
+from capfilt.stages.judge import mend_command, weak_scores_of
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from capfilt.stages.context import Context
+
+MANIFEST_FILE = "manifest.json"
+VERDICTS_FILE = "verdicts.parquet"
+POLICY_FILE = "policy.json"
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to."""
+
+    path: Path
+    samples: int
+    shards: int
+    is_new: bool
+    """False when the very same export was there already."""
+
+
+@dataclass(frozen=True)
+class ExportPairs:
+    """Stage: write the kept pairs into the run's `export/`."""
+
+    name: str = "export"
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """Return how pairs are written."""
+        return context.settings.export.model_dump(mode="json")
+
+    def run(self, context: Context) -> Outcome:
+        """Export, or withhold where the policy reads a score that is no better than chance."""
+        run, export = context.run, context.settings.export
+        policy = _policy(run)
+        weak = sorted(weak_scores_of(run, policy))
+        if weak and not export.accept_weak_filter:
+            return Outcome(
+                status="withheld",
+                detail=f"the policy reads {_names(weak)}, no better than chance on held-out clean pairs; "
+                "its verdicts are kept, and nothing was exported",
+                next_command=mend_command(run),
+            )
+        made = export_run(run, run.export, export)
+        return Outcome(detail=f"{made.samples} samples in {made.shards} shards", count=made.samples)
+
+
+def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False) -> Exported:
+    """Write the run's kept pairs to a folder, all or nothing.
+
+    A folder that holds the same export is left as it is; one that holds another export is replaced; one
+    that holds anything else is refused, unless `overwrite` says so.
+    """
+    policy = _policy(run)
+    weak = sorted(weak_scores_of(run, policy))
+    if weak and not export.accept_weak_filter:
+        raise CapfiltError(
+            f"nothing is exported: the policy reads {_names(weak)}, no better than chance on held-out clean pairs",
+            fix=f"{mend_command(run)}, or take it as it is with `capfilt export {shlex.quote(str(run.path))} "
+            "--accept-weak-filter`",
+        )
+    with open_catalog(run) as catalog:
+        facts = _facts(catalog, policy, export)
+        if (old := _old_manifest(to, overwrite=overwrite)) is not None and old["facts"] == facts and _whole(to, old):
+            return Exported(to, old["samples"], len(old["shards"]), is_new=False)
+        with whole_folder(to) as folder:
+            counts = _write_shards(catalog, folder, export)
+            _write_verdicts(catalog, folder)
+            (folder / POLICY_FILE).write_text(canonical_json(facts["policy"]) + "\n", encoding="utf-8")
+            card = dataset_card(catalog, policy, export, counts.texts, counts.licences, weak)
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
+            manifest = {
+                "facts": facts,
+                "samples": counts.samples,
+                "shards": counts.shards,
+                "files": {
+                    name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                    for name in (VERDICTS_FILE, POLICY_FILE, CARD_FILE)
+                },
+            }
+            text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
+            (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    return Exported(to, counts.samples, len(counts.shards), is_new=True)
+
+
+@dataclass
+class _Counts:
+    samples: int
+    texts: Counter[str]
+    """Exported texts by source."""
+    licences: Counter[str]
+    """Licences found in the metadata, by sample."""
+    shards: list[dict[str, Any]]
+
+
+def _policy(run: RunDir) -> Policy:
+    newest = newest_policy(run)
+    if newest is None:
+        raise CapfiltError(
+            f"{run.path} has no policy yet: nobody decided which pairs are kept",
+            fix=f"decide first, e.g. capfilt judge {shlex.quote(str(run.path))} --itm 0.5",
+        )
+    return newest[1]
+
+
+def _facts(catalog: duckdb.DuckDBPyConnection, policy: Policy, export: Export) -> dict[str, Any]:
+    """Return everything the bytes of an export depend on."""
+    shards = catalog.execute("SELECT shard, fingerprint FROM shards ORDER BY shard").fetchall()
+    return {
+        "format": 1,
+        "rows": digest_of([list(row) for row in shards]),
+        "policy": {**policy.record(), "digest": policy.digest, "words": policy.words},
+        "export": export.model_dump(mode="json"),
+    }
+
+
+def _old_manifest(to: Path, *, overwrite: bool) -> dict[str, Any] | None:
+    """Return the manifest of an export that stands there; a folder of other things is refused."""
+    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads((to / MANIFEST_FILE).read_text(encoding="utf-8"))
+        if "facts" in manifest and "shards" in manifest:
+            return manifest
+    except (OSError, ValueError):
+        pass
+    if overwrite and to.is_dir():
+        return None
+    raise CapfiltError(
+        f"{to} is there and is no export of capfilt", fix="give --to a new folder, or --overwrite to replace this one"
+    )
+
+
+def _whole(to: Path, manifest: dict[str, Any]) -> bool:
+    sizes = {row["name"]: row["bytes"] for row in manifest["shards"]}
+    return all((to / name).is_file() and (to / name).stat().st_size == size for name, size in sizes.items()) and all(
+        (to / name).is_file() for name in manifest["files"]
+    )
+
+
+KEPT = """
+    SELECT p.shard, p.key, s.image_sha256, s.image_offset, s.image_size, s.metadata, f.path,
+        p.pair_id, p.source, p.candidate, p.text, p.itc, p.itm, p.captioner, p.filter, p.decoding, p.prompt, p.seed,
+        p.round
+    FROM pairs AS p
+    JOIN samples AS s ON s.shard = p.shard AND s.key = p.key AND s.status = 'ok'
+    JOIN shards AS f ON f.shard = p.shard
+    WHERE p.keep AND ($source = 'any' OR p.source = $source)
+    ORDER BY p.shard, s.image_offset, p.key, coalesce(p.itm, p.itc) DESC NULLS LAST, p.source DESC, p.candidate
+"""
+"""Kept pairs by sample, the best text first: by ITM, else ITC; the web text where scores are equal."""
+
+
+def _kept(catalog: duckdb.DuckDBPyConnection, export: Export) -> Iterator[dict[str, Any]]:
+    source = export.texts if export.texts in ("web", "synthetic") else "any"
+    result = catalog.execute(KEPT, {"source": source})
+    names = [column[0] for column in result.description or []]
+    while rows := result.fetchmany(1000):
+        for row in rows:
+            yield dict(zip(names, row, strict=True))
+
+
+def _write_shards(catalog: duckdb.DuckDBPyConnection, folder: Path, export: Export) -> _Counts:
+    texts: Counter[str] = Counter()
+    licences: Counter[str] = Counter()
+    samples = 0
+    with ShardWriter(folder, samples_per_shard=export.samples_per_shard) as writer:
+        # One cursor streams the rows; nothing else is asked of this connection meanwhile.
+        for _, group in groupby(_kept(catalog, export), key=lambda pair: (pair["shard"], pair["key"])):
+            pairs = list(group)
+            if pairs[0]["itm"] is None and pairs[0]["itc"] is None:
+                # Nothing was scored: who recaptions without a filter wants the new captions.
+                pairs.sort(key=lambda pair: pair["source"] == Source.WEB)
+            kept = pairs if export.texts == "all" else pairs[:1]
+            first = kept[0]
+            image = read_bytes(Path(first["path"]), first["image_offset"], first["image_size"])
+            if hashlib.sha256(image).hexdigest() != first["image_sha256"]:
+                raise CapfiltError(
+                    f"{first['path']} changed since it was recaptioned: another picture stands at byte "
+                    f"{first['image_offset']}",
+                    fix="restore the shard, or start a new run on the changed input",
+                )
+            original = json.loads(first["metadata"])
+            writer.add(image, extension_of(image), first["text"], _metadata(original, kept))
+            samples += 1
+            texts.update(pair["source"] for pair in kept)
+            licences[_licence(original)] += 1
+    shards = [
+        {"name": shard.name, "samples": shard.samples, "bytes": shard.bytes, "sha256": shard.sha256}
+        for shard in writer.shards
+    ]
+    return _Counts(samples, texts, licences, shards)
+
+
+def _metadata(original: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what KEY.json of the export holds: the original's fields, and `capfilt`, the provenance."""
+    shown = ("pair_id", "source", "candidate", "text", "itc", "itm")
+    made = ("captioner", "filter", "decoding", "prompt", "seed", "round")
+    first = pairs[0]
+    return {
+        **original,
+        "capfilt": {
+            "shard": first["shard"],
+            "key": first["key"],
+            "image_sha256": first["image_sha256"],
+            "captions": [{name: pair[name] for name in (*shown, *made)} for pair in pairs],
+        },
+    }
+
+
+def _licence(metadata: dict[str, Any]) -> str:
+    for name in ("licence", "license", "LICENSE", "rights"):
+        value = metadata.get(name)
+        if isinstance(value, str) and value.strip():
+            return value.strip()[:200]
+    return ""
+
+
+def _write_verdicts(catalog: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """Write every pair's verdict, dropped ones included, in chunks of a fixed size."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    result = catalog.execute(
+        "SELECT pair_id, shard, key, source, candidate, filter, itc, itm, keep, reason FROM pairs ORDER BY pair_id"
+    )
+    reader = result.to_arrow_reader(65536)
+    with pq.ParquetWriter(folder / VERDICTS_FILE, reader.schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_table(pa.Table.from_batches([batch]))
+
+
+def _names(scores: list[str]) -> str:
+    return " and ".join(score.upper() for score in scores)

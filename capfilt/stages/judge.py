@@ -1,0 +1,178 @@
+"""Decide which pairs are kept, from stored scores alone; no model is loaded.
+
+A wish such as `auto:recall=0.85` is turned into a number by the filter's calibration first, so that a
+policy on disk holds numbers and can be read without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capfilt.errors import CapfiltError
+from capfilt.evaluation.calibration import ScoreName, choose_threshold, weak_scores
+from capfilt.models.cards import CARD_FILE, read_calibration, read_card
+from capfilt.provenance.catalog import open_catalog, pair_counts
+from capfilt.provenance.commit import manifests
+from capfilt.provenance.policy import AtLeast, PerImage, Policy, Rescue, Rule, TopFraction, write_policy
+from capfilt.provenance.rundir import RunDir, json_files, read_json
+from capfilt.settings import Judge
+from capfilt.stages.context import Outcome
+
+if TYPE_CHECKING:
+    from capfilt.stages.context import Context
+
+DEFAULT_ITM = "0.5"
+"""The paper's rule (BLIP, section 3.3): what ITM takes for a match."""
+
+
+@dataclass(frozen=True)
+class JudgePairs:
+    """Stage: write the run's policy; the views give its verdicts."""
+
+    name: str = "judge"
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """Return the rule that was asked for."""
+        return context.settings.judge.model_dump(mode="json")
+
+    def run(self, context: Context) -> Outcome:
+        """Write the policy and count its verdicts."""
+        number, policy = judge_run(context.run, context.settings.judge)
+        with open_catalog(context.run) as catalog:
+            counts = pair_counts(catalog)
+        kept = sum(count for _, keep, _, count in counts if keep)
+        total = sum(count for *_, count in counts)
+        return Outcome(detail=f"policy {number}: {policy.words}; kept {kept} of {total} captions", count=total)
+
+
+def judge_run(run: RunDir, judge: Judge, *, filter_digest: str | None = None) -> tuple[int, Policy]:
+    """Write the policy that `judge` asks for and return its number and itself."""
+    policy = policy_of(run, judge, filter_digest=filter_digest)
+    return write_policy(run, policy), policy
+
+
+def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) -> Policy:
+    """Return the policy that `judge` asks for, its wishes turned into numbers.
+
+    Thresholds come first, then the fraction, the rescue, and the number per image. Without a
+    threshold or a fraction ITM must be at least 0.5. A run without scores keeps every caption.
+    """
+    scored_by = filters_of(run)
+    if not scored_by:
+        if judge.is_given:
+            raise CapfiltError(
+                f"{run.path} holds no scores, so no rule can be applied",
+                fix=f"score it first: capfilt score {run.path} --filter BUNDLE",
+            )
+        return Policy()
+    chosen = _named(filter_digest, scored_by, run) if filter_digest else scored_by[0]
+    calibration = calibration_of(run, chosen)
+    wishes: list[tuple[ScoreName, str]] = []
+    if judge.itm is not None:
+        wishes.append(("itm", judge.itm))
+    if judge.itc is not None:
+        wishes.append(("itc", judge.itc))
+    if not wishes and judge.fraction is None:
+        wishes.append(("itm", DEFAULT_ITM))
+    rules: list[Rule] = []
+    for score, wish in wishes:
+        threshold = choose_threshold(score, wish, calibration, noise_rate=judge.noise_rate)
+        rules.append(AtLeast(score, threshold.threshold, threshold.words))
+    if judge.fraction is not None:
+        rules.append(TopFraction(judge.fraction, judge.by))
+    if judge.rescue:
+        rules.append(Rescue(judge.by))
+    if judge.per_image is not None:
+        rules.append(PerImage(judge.per_image, judge.by))
+    return Policy(tuple(rules), chosen)
+
+
+def filters_of(run: RunDir) -> list[str]:
+    """Return the digests of the filters that scored this run, the first one first."""
+    found: list[str] = []
+    for manifest in sorted(manifests(run), key=lambda m: m["kind"] != "shard"):
+        found += [digest for digest in manifest["filters"] if digest not in found]
+    return found
+
+
+def calibration_of(run: RunDir, digest: str) -> dict[str, Any] | None:
+    """Return what a filter's bundle says of its scores; None when it is uncalibrated or gone."""
+    paths = [run.model("filter")]
+    for file in json_files(run.models):
+        row = read_json(file, mend="remove the file and give the run's command again")
+        if row["model"] == digest:
+            paths.append(Path(row["path"]))
+    for path in paths:
+        if (path / CARD_FILE).exists() and read_card(path).weights == digest:
+            return read_calibration(path)
+    return None
+
+
+def weak_scores_of(run: RunDir, policy: Policy) -> set[str]:
+    """Return the scores that a policy reads although they are no better than chance on held-out pairs."""
+    if policy.filter is None:
+        return set()
+    return policy.scores_used & weak_scores(calibration_of(run, policy.filter))
+
+
+def warnings_of(calibration: dict[str, Any] | None) -> list[str]:
+    """Return what must be said of a filter: that it is uncalibrated, or which of its scores are weak."""
+    if calibration is None:
+        return ["uncalibrated filter: nobody measured how its scores tell right pairs from wrong ones"]
+    lines = []
+    for row in calibration["rows"]:
+        if row["weak"]:
+            area = "not measured" if row["auroc"] is None else f"{row['auroc']:.2f}"
+            lines.append(
+                f"weak filter: {row['score'].upper()} does not tell held-out clean pairs from shuffled "
+                f"captions (AUROC {area}, 95% interval {row['auroc_low']:.2f} to {row['auroc_high']:.2f}, "
+                f"{row['positives']} pairs)"
+            )
+    return lines
+
+
+def signal_beside(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the calibration row of ITC where it carries a signal and ITM does not."""
+    rows = {r["score"]: r for r in (calibration or {"rows": []})["rows"] if r["negatives"] == "shuffled"}
+    if "itm" in rows and "itc" in rows and rows["itm"]["weak"] and not rows["itc"]["weak"]:
+        itc: dict[str, Any] = rows["itc"]
+        return itc
+    return None
+
+
+def advice(run: RunDir) -> list[str]:
+    """Return sentences on the run's filter, and the policy to type where another score serves better."""
+    scored_by = filters_of(run)
+    if not scored_by:
+        return []
+    calibration = calibration_of(run, scored_by[0])
+    lines = warnings_of(calibration)
+    if (row := signal_beside(calibration)) is not None:
+        lines.append(
+            f"ITC carries a signal (AUROC {row['auroc']:.2f}, 95% interval {row['auroc_low']:.2f} to "
+            f"{row['auroc_high']:.2f}): judge by it with `{mend_command(run)}`"
+        )
+    return lines
+
+
+def mend_command(run: RunDir) -> str:
+    """Return what to type where a policy reads a weak score."""
+    import shlex
+
+    path = shlex.quote(str(run.path))
+    scored_by = filters_of(run)
+    if scored_by and signal_beside(calibration_of(run, scored_by[0])) is not None:
+        return f"capfilt judge {path} --itc auto:recall=0.85"
+    return f"capfilt export {path} --accept-weak-filter"
+
+
+def _named(beginning: str, digests: list[str], run: RunDir) -> str:
+    matches = [digest for digest in digests if digest.startswith(beginning)]
+    if len(matches) != 1:
+        raise CapfiltError(
+            f"{run.path} was not scored by a filter {beginning}",
+            fix="name one of " + ", ".join(digest[:12] for digest in digests),
+        )
+    return matches[0]

@@ -1,0 +1,114 @@
+"""Recaption and score every shard that is not committed yet, in one pass over the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capfilt.canonical import digest_of
+from capfilt.models.cards import read_card
+from capfilt.provenance.commit import committed
+from capfilt.stages.context import Context, Outcome
+from capfilt.stages.shard import ShardJob, run_shard
+from capfilt.stages.train import record_bundle
+
+if TYPE_CHECKING:
+    from capfilt.models.cards import Kind
+
+@dataclass(frozen=True)
+class RecaptionAndScore:
+    """Stage: one pass over the web shards with the captioner, the filter, or both."""
+
+    recaption: bool = True
+    score: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name in the record."""
+        verbs = (("recaption", self.recaption), ("score", self.score))
+        return "_and_".join(verb for verb, is_done in verbs if is_done) or "read"
+
+    def settings(self, context: Context) -> dict[str, Any]:
+        """Return everything the rows depend on."""
+        return self._facts(context)
+
+    def run(self, context: Context) -> Outcome:
+        """Hand out the shards that are missing; a shard is committed by the worker that did it."""
+        facts = self._facts(context)
+        jobs = [
+            ShardJob(
+                run=context.run.path,
+                shard=shard,
+                fingerprint=digest_of({**facts, "shard": [shard.name, shard.size, shard.digest]}),
+                captioner=bundle_of(context, "captioner") if self.recaption else None,
+                filter=bundle_of(context, "filter") if self.score else None,
+                decoding=context.settings.decoding,
+                candidates=context.settings.candidates,
+                seed=context.settings.seed,
+                input=context.settings.input,
+                batch_size=context.settings.compute.batch_size,
+                precision=context.precision,
+            )
+            for shard in context.web
+        ]
+        for job in jobs[:1]:
+            for path in (job.captioner, job.filter):
+                if path is not None:
+                    record_bundle(context.run, path)
+        waiting = [job for job in jobs if not committed(context.run, job.shard, job.fingerprint)]
+        samples, images = self._work(context, waiting)
+        detail = f"{len(waiting)} shards, {samples} samples, {images} images"
+        if before := len(jobs) - len(waiting):
+            detail += f"; {before} shards were done before"
+        return Outcome(detail=detail, count=images)
+
+    def _work(self, context: Context, jobs: list[ShardJob]) -> tuple[int, int]:
+        """Do the shards; returns how many samples they hold and how many pictures were used."""
+        task = self.name.replace("_", " ")
+        context.progress.begin(task, "images")
+        done: dict[int, int] = {}
+        bytes_done: dict[int, int] = {}
+        bytes_all = sum(job.shard.size for job in jobs)
+
+        def hear(number: int, samples_done: int, shard_bytes_done: int) -> None:
+            done[number], bytes_done[number] = samples_done, shard_bytes_done
+            so_far = sum(done.values())
+            # How many samples a shard holds is known at its end; bytes are known from the start.
+            context.progress.update(task, so_far, round(so_far * bytes_all / max(1, sum(bytes_done.values()))))
+
+        images = samples = 0
+        for _, counts in context.engine.run(
+            run_shard,
+            jobs,
+            devices=context.devices[: max(1, len(jobs))],
+            threads=context.settings.compute.threads,
+            hear=hear,
+        ):
+            images += counts.images
+            samples += counts.samples
+        context.progress.end(task)
+        return samples, images
+
+    def _facts(self, context: Context) -> dict[str, Any]:
+        settings = context.settings
+        captioner = read_card(bundle_of(context, "captioner")).weights if self.recaption else None
+        return {
+            "captioner": captioner,
+            "filter": read_card(bundle_of(context, "filter")).weights if self.score else None,
+            "decoding": settings.decoding.model_dump(mode="json") if captioner else None,
+            "candidates": settings.candidates if captioner else None,
+            "seed": settings.seed if captioner else None,
+            "input": settings.input.model_dump(mode="json"),
+            "device": context.devices[0].partition(":")[0],
+            "precision": context.precision,
+            "batch_size": settings.compute.batch_size,
+            "threads": settings.compute.threads,
+        }
+
+
+def bundle_of(context: Context, kind: Kind) -> Path:
+    """Return the bundle that a stage uses: the one that was given, else the run's own."""
+    given = context.settings.bundles
+    path = {"captioner": given.captioner, "filter": given.filter}.get(kind)
+    return path if path is not None else context.run.model(kind)

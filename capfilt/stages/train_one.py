@@ -1,0 +1,77 @@
+"""Train one model outside a run: clean pairs in, a bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capfilt.data.sources import find_shards
+from capfilt.models.cards import Card, read_calibration, read_card
+from capfilt.settings import Bootstrap, Training
+from capfilt.stages.bootstrap import resolve_devices
+from capfilt.stages.context import Engine, Progress
+from capfilt.stages.judge import warnings_of
+from capfilt.stages.train import TrainingJob, train_model
+
+if TYPE_CHECKING:
+    from capfilt.models.cards import Kind
+
+
+def train_one(
+    kind: Kind, clean: str, out: Path, settings: Bootstrap, engine: Engine, progress: Progress
+) -> Card:
+    """Train a captioner or a filter and return its card; a killed training goes on where it stopped.
+
+    From scratch, the pipeline's joint pre-training comes first; its model is kept beside the bundle
+    until the training is done.
+    """
+    shards = tuple(find_shards(clean))
+    devices, precision = resolve_devices(settings.compute, engine)
+    work = out.with_name(f".{out.name}.training")
+
+    def job(what: Kind, to: Path, training: Training, init: Path | None) -> TrainingJob:
+        return TrainingJob(
+            kind=what,
+            out=to,
+            checkpoint=work / f"{what}.pt",
+            model=settings.model,
+            training=training,
+            clean_shards=shards,
+            web_shards=(),
+            init=init,
+            clean=settings.clean,
+            input=settings.input,
+            seed=settings.seed,
+            precision=precision,
+            threads=settings.compute.threads,
+        )
+
+    own = settings.captioner_training if kind == "captioner" else settings.filter_training
+    init = settings.bundles.init
+    jobs = []
+    if settings.pretrain is not None and init is None:
+        init = work / "joint"
+        jobs.append(job("joint", init, settings.pretrain, None))
+    jobs.append(job(kind, out, own, init))
+    for each in jobs:
+        task = f"train {each.kind}"
+        progress.begin(task, "steps")
+        for _ in engine.run(
+            train_model,
+            [each],
+            devices=devices[:1],
+            threads=settings.compute.threads,
+            hear=lambda _, done, total, task=task: progress.update(task, done, total),
+        ):
+            progress.end(task)
+    if kind == "filter":
+        for line in warnings_of(read_calibration(out)):
+            progress.say(line)
+    _remove(work)
+    return read_card(out)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

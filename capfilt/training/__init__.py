@@ -1,0 +1,1 @@
+"""Training: batches of clean pairs, the objectives of a step, one loop for every model."""

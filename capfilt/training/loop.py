@@ -1,0 +1,227 @@
+"""The one training loop: captioner, filter and joint model differ in their phases, not in the code.
+
+Everything random is keyed by (seed, phase, step), so a checkpoint holds weights, optimizer and counters
+and no generator; a training killed and started again ends with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capfilt.draws import seed_of
+from capfilt.errors import CapfiltError, RunFailedError
+from capfilt.files import write_whole
+from capfilt.models.med import MED
+from capfilt.models.vocabulary import Vocabulary
+from capfilt.settings import Phase, Training
+from capfilt.training.batches import PairBatches
+from capfilt.training.objectives import Batch, Losses, step_losses
+from capfilt.training.optim import learning_rate, optimizer_of
+
+Row = dict[str, Any]
+"""One measurement, as in the catalog's metrics view, without the model's name."""
+
+
+@dataclass
+class Trainer:
+    """One model on its way through its phases."""
+
+    model: MED
+    vocabulary: Vocabulary
+    training: Training
+    train: PairBatches
+    held_out: PairBatches
+    name: str
+    seed: int
+    autocast: torch.dtype | None
+    """Type of the forward pass where it is not fp32."""
+    checkpoint: Path
+    fingerprint: str
+    """Digest of all that the weights depend on; a checkpoint of another training is not taken up."""
+    progress: Callable[[int, int, int], None]
+    """Told (steps done, steps in all, pairs of this step)."""
+    rows: list[Row] = field(default_factory=list)
+    _waiting: list[tuple[int, Losses, float]] = field(default_factory=list)
+    _phase: int = 0
+    _step: int = 0
+    """Steps done in the phase."""
+    _negatives_in_epoch: int | torch.Tensor = 0
+    """Asked of the GPU when an epoch ends, not at every step."""
+    _matched_in_epoch: int = 0
+    """Steps of this epoch that had ITM."""
+
+    def run(self) -> None:
+        """Train to the end of the last phase, from the newest checkpoint if there is one."""
+        state = self._saved()
+        for number, phase in enumerate(self.training.phases):
+            if number < self._phase:
+                continue
+            optimizer = optimizer_of(self.model, phase)
+            if state is not None:
+                optimizer.load_state_dict(state["optimizer"])
+                state = None
+            self._run_phase(number, phase, optimizer)
+            self._phase, self._step = number + 1, 0
+        self.model.eval()
+
+    def _run_phase(self, number: int, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
+        steps = self.steps_of(phase)
+        before = sum(self.steps_of(other) for other in self.training.phases[:number])
+        total = sum(map(self.steps_of, self.training.phases))
+        for step in range(self._step, steps):
+            batch = self.train.at(step, phase.batch_size, self.seed, self.name, number)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(phase, step, steps)
+            self._step_once(step, steps, phase, batch, optimizer)
+            self._step = step + 1
+            self.progress(before + self._step, total, len(batch.ids))
+            last = self._step == steps
+            if last or self._step % self.training.log_every == 0:
+                self._write_rows(phase)
+            if last or self._step % self.training.validate_every == 0:
+                self._validate(phase)
+            if last or self._step % self.training.checkpoint_every == 0:
+                self._write_rows(phase)
+                self._save(optimizer)
+
+    def steps_of(self, phase: Phase) -> int:
+        """Return how many steps a phase takes."""
+        if phase.steps is not None:
+            return phase.steps
+        return max(1, round(phase.epochs * self.train.steps_in_epoch(phase.batch_size)))
+
+    def _step_once(
+        self, step: int, steps: int, phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.model.train()
+        key = (self.seed, self.name, self._phase, step)
+        torch.manual_seed(seed_of("dropout", *key))
+        with_itm = phase.itm > 0 and step >= phase.itm_from * steps
+        with self._precision():
+            losses = step_losses(self.model, self.vocabulary, batch, phase, with_itm=with_itm, key=key)
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), phase.clip_norm)
+        losses.parts["gradient_norm"] = norm.detach()
+        optimizer.step()
+        self.model.clamp_temperature()
+        self._waiting.append((step + 1, losses, optimizer.param_groups[0]["lr"]))
+        self._count_negatives(step, phase, losses)
+
+    def _count_negatives(self, step: int, phase: Phase, losses: Losses) -> None:
+        if losses.negatives is not None:
+            self._matched_in_epoch += 1
+            self._negatives_in_epoch = self._negatives_in_epoch + losses.negatives
+        if (step + 1) % self.train.steps_in_epoch(phase.batch_size) == 0:
+            if self._matched_in_epoch and not self._negatives_in_epoch:
+                raise CapfiltError(
+                    f"training the {self.name}: a whole epoch had no wrong pair for ITM to learn from",
+                    fix="give a batch size above 1 (--set filter_training.phases.0.batch_size=64) and clean "
+                    "pairs whose captions differ",
+                )
+            self._matched_in_epoch = self._negatives_in_epoch = 0
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self.autocast)
+
+    def _write_rows(self, phase: Phase) -> None:
+        """Turn the losses since the last time into rows: their means, and each step without negatives."""
+        if not self._waiting:
+            return
+        last = self._waiting[-1][0]
+        for name in self._waiting[-1][1].parts:
+            values = [(step, losses.parts[name]) for step, losses, _ in self._waiting if name in losses.parts]
+            numbers = torch.stack([value.float() for _, value in values]).tolist()
+            for (step, _), number in zip(values, numbers, strict=True):
+                if number - number != 0:
+                    raise RunFailedError(
+                        f"training the {self.name}: {name} is {number} at step {step}",
+                        fix="lower the learning rate (--set ...phases.0.learning_rate=...), or train in fp32 "
+                        "(--precision fp32); nothing of this training was kept after its last checkpoint",
+                    )
+            self._row(phase, last, "train", name, sum(numbers) / len(numbers))
+        counted = [(step, losses.negatives) for step, losses, _ in self._waiting if losses.negatives is not None]
+        counts = torch.stack([count for _, count in counted]).tolist() if counted else []
+        for (step, _), count in zip(counted, counts, strict=True):
+            if count == 0 or step == last:
+                self._row(phase, step, "train", "negatives", float(count))
+        self._row(phase, last, "train", "learning_rate", self._waiting[-1][2])
+        if "itc" in self.model.objectives:
+            self._row(phase, last, "train", "temperature", float(self.model.temperature.detach()))
+        self._waiting.clear()
+
+    def _validate(self, phase: Phase) -> None:
+        """Measure the losses on held-out pairs, in batches like the training's."""
+        if len(self.held_out) == 0:
+            return
+        self.model.eval()
+        sums: dict[str, list[float]] = {}
+        with torch.inference_mode(), self._precision():
+            for start in range(0, min(len(self.held_out), 1024), phase.batch_size):
+                batch = self.held_out.rows(range(start, min(start + phase.batch_size, len(self.held_out))))
+                losses = step_losses(
+                    self.model,
+                    self.vocabulary,
+                    batch,
+                    phase,
+                    with_itm=phase.itm > 0,
+                    key=(self.seed, self.name, "validation", start),
+                )
+                for name, value in losses.parts.items():
+                    sums.setdefault(name, []).append(float(value))
+        for name, values in sums.items():
+            self._row(phase, self._step, "validation", name, sum(values) / len(values))
+
+    def _row(self, phase: Phase, step: int, split: str, name: str, value: float) -> None:
+        label = "+".join(o for o in ("itc", "itm", "lm") if getattr(phase, o))
+        self.rows.append(
+            {
+                "phase": f"{self._phase + 1}: {label}",
+                "step": step,
+                "split": split,
+                "name": name,
+                "value": value,
+                "time": time.time(),
+            }
+        )
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        data = io.BytesIO()
+        torch.save(
+            {
+                "fingerprint": self.fingerprint,
+                "model": self.model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "phase": self._phase,
+                "step": self._step,
+                "matched_in_epoch": self._matched_in_epoch,
+                "negatives_in_epoch": int(self._negatives_in_epoch),
+                "rows": self.rows,
+            },
+            data,
+        )
+        write_whole(self.checkpoint, data.getvalue())
+
+    def _saved(self) -> dict[str, Any] | None:
+        """Take up the newest checkpoint of this training; returns it, or None to begin."""
+        if not self.checkpoint.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.model.device, weights_only=True)
+        if state["fingerprint"] != self.fingerprint:
+            return None
+        self.model.load_state_dict(state["model"])
+        self._phase, self._step = state["phase"], state["step"]
+        self._matched_in_epoch = state["matched_in_epoch"]
+        self._negatives_in_epoch = state["negatives_in_epoch"]
+        self.rows = state["rows"]
+        return state

@@ -1,0 +1,41 @@
+"""From scratch in minutes on a CPU: a small MED, pre-trained jointly, then fine-tuned twice.
+
+The order is the paper's (BLIP, figure 3); the sizes are for a few thousand clean pairs and two cores.
+"""
+
+from __future__ import annotations
+
+from capfilt.settings import Bootstrap, Decoding, Images, Model, Phase, Text, Training, Vision
+from capfilt.stages.context import Stage
+from capfilt.stages.export import ExportPairs
+from capfilt.stages.judge import JudgePairs
+from capfilt.stages.process import RecaptionAndScore
+from capfilt.stages.train import models_to_train
+
+
+class Choices(Bootstrap):
+    """A ViT behind a convolutional stem at 64 px, two text layers."""
+
+    model: Model = Model(
+        images=Images(size_px=64),
+        vision=Vision(patch_px=8, width=128, layers=3, heads=4, stem="convolution"),
+        text=Text(width=128, layers=2, heads=4, feed_forward=512, vocabulary=4000),
+        embed=64,
+    )
+    pretrain: Training | None = Training(
+        phases=(Phase(itc=1.0, itm=1.0, lm=1.0, itm_from=0.4, steps=600, learning_rate=1e-3),)
+    )
+    captioner_training: Training = Training(phases=(Phase(lm=1.0, steps=300, learning_rate=3e-4),))
+    filter_training: Training = Training(phases=(Phase(itc=1.0, itm=1.0, steps=300, learning_rate=3e-4),))
+    # Clean captions may be two words long; the default of 5 tokens would make such a captioner babble.
+    decoding: Decoding = Decoding(min_tokens=2)
+
+
+def stages(choices: Choices) -> list[Stage]:
+    """Train what is not given, go over the web shards once, judge, export."""
+    return [
+        *models_to_train(choices),
+        RecaptionAndScore(choices.recaption, choices.filter),
+        JudgePairs(),
+        ExportPairs(),
+    ]
