@@ -1,0 +1,53 @@
+"""From what was typed to settings: a pipeline's choices, then the TOML file, then flags, then --set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from capfilt.errors import CapfiltError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from capfilt.settings import Bootstrap
+
+B = TypeVar("B", bound="Bootstrap")
+
+
+def chosen(
+    base: B, *, config: Path | None = None, flags: Mapping[str, Any], assignments: Sequence[str] | None = None
+) -> B:
+    """Return the settings with what was typed put over them.
+
+    `flags` are values by dotted name; None is a flag that was not given.
+    """
+    from capfilt.settings import changed, read_toml
+
+    layers = [read_toml(config)] if config is not None else []
+    settings = changed(base, *layers, nested(flags), assignments=assignments or ())
+    _check_candidates(settings)
+    return settings
+
+
+def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flags that were given as nested mappings: {"a.b": 1} is {"a": {"b": 1}}."""
+    layer: dict[str, Any] = {}
+    for name, value in flags.items():
+        if value is None:
+            continue
+        *groups, last = name.split(".")
+        here = layer
+        for group in groups:
+            here = here.setdefault(group, {})
+        here[last] = value
+    return layer
+
+
+def _check_candidates(settings: Bootstrap) -> None:
+    method = settings.decoding.method
+    if settings.recaption and settings.candidates > 1 and method != "nucleus":
+        raise CapfiltError(
+            f"candidates is {settings.candidates}, and decoding.method {method} has one answer for a picture",
+            fix="give --candidates 1, or draw by --set decoding.method=nucleus",
+        )

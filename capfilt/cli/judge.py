@@ -1,0 +1,111 @@
+"""`capfilt judge`: decide again, from stored scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from capfilt.cli import options
+from capfilt.cli.choices import nested
+from capfilt.cli.output import next_step, print_json, print_next
+
+if TYPE_CHECKING:
+    from capfilt.provenance.policy import Policy
+    from capfilt.provenance.rundir import RunDir
+
+
+def judge(
+    run: options.RunArgument,
+    itm: options.ItmOption = None,
+    itc: options.ItcOption = None,
+    fraction: options.FractionOption = None,
+    by: options.ByOption = None,
+    per_image: options.PerImageOption = None,
+    rescue: options.RescueOption = False,
+    noise_rate: options.NoiseRateOption = None,
+    with_filter: Annotated[
+        str | None,
+        typer.Option(
+            "--with-filter",
+            metavar="DIGEST",
+            help="Judge by this filter's scores, where several scored the run; its first digits do.",
+            rich_help_panel="Policy",
+        ),
+    ] = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Decide again which pairs are kept; no model is loaded. Without a rule: show the policy in force.
+
+    Example: capfilt judge runs/first --itm 0.6
+    """
+    from capfilt.provenance.policy import newest_policy
+    from capfilt.provenance.rundir import RunDir
+    from capfilt.settings import Bootstrap, changed
+
+    opened = RunDir.open(run)
+    rules = {
+        "judge.itm": itm,
+        "judge.itc": itc,
+        "judge.fraction": fraction,
+        "judge.by": by,
+        "judge.per_image": per_image,
+        "judge.rescue": rescue or None,
+        "judge.noise_rate": noise_rate,
+    }
+    wanted = changed(Bootstrap(), nested(rules)).judge
+    if wanted.is_given or with_filter is not None:
+        from capfilt.provenance.catalog import rebuild_catalog
+        from capfilt.stages.judge import judge_run
+
+        in_force = judge_run(opened, wanted, filter_digest=with_filter)
+        rebuild_catalog(opened)
+    else:
+        found = newest_policy(opened)
+        if found is None:
+            _report_none(run, json=json)
+            return
+        in_force = found
+    _report(opened, *in_force, json=json)
+
+
+def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
+    from capfilt.provenance.catalog import open_catalog, pair_counts
+    from capfilt.reports.show import show_verdicts
+    from capfilt.reports.text import terminal
+    from capfilt.stages.judge import advice
+
+    with open_catalog(run) as catalog:
+        counts = pair_counts(catalog)
+    verdicts = [
+        {"source": source, "keep": keep, "reason": reason, "pairs": pairs}
+        for source, keep, reason, pairs in counts
+    ]
+    following = next_step("export", run.path, "--to", run.export)
+    if json:
+        value: dict[str, Any] = {
+            "policy": number,
+            "words": policy.words,
+            "digest": policy.digest,
+            **policy.record(),
+            "verdicts": verdicts,
+            "advice": advice(run),
+            "next_command": following,
+        }
+        print_json(value)
+        return
+    console = terminal()
+    console.print(f"policy {number}: {policy.words}")
+    show_verdicts(verdicts, console)
+    for line in advice(run):
+        console.print(line)
+    print_next(following)
+
+
+def _report_none(path: Any, *, json: bool) -> None:
+    following = next_step("judge", path, "--itm", "0.5")
+    if json:
+        print_json({"policy": None, "next_command": following})
+        return
+    print("no policy is in force: nothing was judged yet")
+    print_next(following)
