@@ -15,8 +15,14 @@ from capfilt.cli.output import next_step, print_json, print_next
 def export(
     run: options.RunArgument,
     to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="Folder of the new shards.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            help="Folder of the new shards; the run's own export/ when not given.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
     texts: options.TextsOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export that is there.", rich_help_panel="Output")
@@ -44,7 +50,8 @@ def export(
         "export.samples_per_shard": samples_per_shard,
     }
     wanted = changed(Bootstrap(), nested(flags)).export
-    exported = export_run(RunDir.open(run), to, wanted, overwrite=overwrite)
+    opened = RunDir.open(run)
+    exported = export_run(opened, to or opened.export, wanted, overwrite=overwrite)
     following = next_step("inspect", run)
     if json:
         print_json(

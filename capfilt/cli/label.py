@@ -76,7 +76,7 @@ def recaption(
     )
     stages = [RecaptionAndScore(recaption=True, score=False)]
     request = Request(web, None, out, settings, stages, command=typed_command(ctx))
-    run_and_report(request, json=json, quiet=quiet, next_command=next_step("inspect", out))
+    run_and_report(request, json=json, quiet=quiet)
 
 
 def score(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from capfilt.cli.output import print_json, print_next
+from capfilt.cli.output import next_step, print_json, print_next
 from capfilt.reports.progress import shown_progress
 from capfilt.reports.text import visible
 
@@ -13,15 +13,13 @@ if TYPE_CHECKING:
 
 
 def run_and_report(request: Request, *, json: bool, quiet: bool, next_command: str = "") -> None:
-    """Run the stages and print how each ended, then `next_command` or what the run itself says is next."""
+    """Run the stages and print how each ended, then what is next: of a withheld stage first, else as given."""
     from capfilt.engines.local import LocalEngine
     from capfilt.stages.bootstrap import bootstrap
 
     with shown_progress(quiet=quiet) as progress:
         finished = bootstrap(request, LocalEngine(), progress)
-    # A stage that was withheld says how to go on, and that comes before the usual next step.
-    withheld = [outcome for _, outcome in finished.outcomes if outcome.status == "withheld"]
-    following = finished.next_command if withheld or not next_command else next_command
+    following = finished.next_command or next_command or next_step("inspect", request.out)
     _report(finished, following, json=json)
 
 
