@@ -10,11 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capfilt.errors import RunFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 TEMPORARY_PREFIX = ".partial-"
 
@@ -28,7 +31,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _flush(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
             flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -52,11 +55,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 # A folder cannot be replaced in one step: the old one steps aside first.
                 aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.old")
                 shutil.rmtree(aside, ignore_errors=True)
-                os.replace(path, aside)
-                os.replace(temporary, path)
+                path.replace(aside)
+                temporary.replace(path)
                 shutil.rmtree(aside, ignore_errors=True)
             else:
-                os.replace(temporary, path)
+                temporary.replace(path)
             flush_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

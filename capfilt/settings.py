@@ -320,7 +320,9 @@ def validated(kind: type[S], values: Mapping[str, Any]) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or kind.__name__.lower()
-        given = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" ({first['input']!r})"
+        given = (
+            "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" ({first['input']!r})"
+        )
         raise CapfiltError(
             f"setting {name}{given}: {first['msg'].removeprefix('Value error, ')}",
             fix=f"choose another value, e.g. --set {name}=...; `capfilt settings` lists names and ranges",
@@ -339,6 +341,7 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     """Set one value inside nested dicts and lists; a list index is a number in the path."""
     here: Any = values
     for i, part in enumerate(path[:-1]):
+        step: int | str | None
         if isinstance(here, (list, tuple)):
             step = int(part) if part.isdigit() and int(part) < len(here) else None
         else:

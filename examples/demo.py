@@ -15,10 +15,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scenes
@@ -26,6 +25,9 @@ import scenes
 from capfilt.evaluation.calibration import auroc
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.rundir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"clean": 3000, "web": 2000, "set": []},
@@ -66,7 +68,9 @@ class Judged:
 
 def main() -> None:
     """Draw, bootstrap, judge by the truth."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
@@ -95,7 +99,7 @@ def main() -> None:
 def capfilt(arguments: Sequence[str]) -> None:
     """Run a capfilt command and show it; end with its exit code where it fails."""
     print(f"$ capfilt {shlex.join(arguments)}", flush=True)
-    ended = subprocess.run([sys.executable, "-m", "capfilt", *arguments], check=False)  # noqa: S603
+    ended = subprocess.run([sys.executable, "-m", "capfilt", *arguments], check=False)
     if ended.returncode:
         sys.exit(ended.returncode)
 
@@ -104,7 +108,9 @@ def read_truth(run: Path, truth: Path) -> list[Judged]:
     """Join the run's verdicts with what was planted; bootstrap never saw the latter."""
     planted = {row["key"]: row for row in map(json.loads, truth.read_text(encoding="utf-8").splitlines())}
     with open_catalog(RunDir.open(run)) as catalog:
-        rows = catalog.execute("SELECT key, source, text, itm, itc, keep FROM pairs ORDER BY pair_id").fetchall()
+        rows = catalog.execute(
+            "SELECT key, source, text, itm, itc, keep FROM pairs ORDER BY pair_id"
+        ).fetchall()
     pairs = []
     for key, source, text, itm, itc, keep in rows:
         row = planted[key]

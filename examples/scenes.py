@@ -15,11 +15,14 @@ import json
 import math
 import random
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -191,16 +194,14 @@ def samples(
         yield scene, kind, planted_text(scene, kind, rng, scenes), picture(scene, rng)
 
 
-def write_shards(folder: Path, rows: list[dict[str, bytes | str]], per_shard: int) -> None:
-    """Write rows of {key, png, txt, json} as WebDataset tars, the same bytes every time."""
+def write_shards(folder: Path, rows: list[tuple[str, dict[str, bytes]]], per_shard: int) -> None:
+    """Write rows of (key, {extension: bytes}) as WebDataset tars, the same bytes every time."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(rows), per_shard)):
         with tarfile.open(folder / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in rows[start : start + per_shard]:
-                for extension in ("png", "txt", "json"):
-                    value = row[extension]
-                    data = value.encode() if isinstance(value, str) else value
-                    member = tarfile.TarInfo(f"{row['key']}.{extension}")
+            for key, members in rows[start : start + per_shard]:
+                for extension, data in members.items():
+                    member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
 
@@ -209,14 +210,14 @@ def make(out: Path, *, seed: int, clean: int, web: int, per_shard: int = 500) ->
     """Draw the clean set, the web set and the truth about the latter."""
     rng = random.Random(f"scenes {seed}")
     for name, count, noisy, unseen in (("clean", clean, False, 0.0), ("web", web, True, 0.1)):
-        rows: list[dict[str, bytes | str]] = []
+        rows: list[tuple[str, dict[str, bytes]]] = []
         truth: list[str] = []
         for number, (scene, kind, text, png) in enumerate(
             samples(count, rng, noisy=noisy, unseen_share=unseen)
         ):
             key = f"{number:06d}"
             metadata = json.dumps({"key": key, "licence": "CC0-1.0"}, sort_keys=True)
-            rows.append({"key": key, "png": png, "txt": text, "json": metadata})
+            rows.append((key, {"png": png, "txt": text.encode(), "json": metadata.encode()}))
             truth.append(json.dumps({"key": key, "kind": kind, "items": scene.items, "unseen": scene.unseen}))
         write_shards(out / name, rows, per_shard)
         if noisy:
@@ -225,7 +226,9 @@ def make(out: Path, *, seed: int, clean: int, web: int, per_shard: int = 500) ->
 
 def main() -> None:
     """Draw the world."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("scenes"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clean", type=int, default=3000, help="clean pairs")

@@ -6,19 +6,25 @@ a filter to use, or one model to fine-tune both from.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from capfilt.errors import CapfiltError
 from capfilt.settings import Bootstrap, Phase, Training
-from capfilt.stages.context import Stage
 from capfilt.stages.export import ExportPairs
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore
 from capfilt.stages.train import models_to_train
 
+if TYPE_CHECKING:
+    from capfilt.stages.context import Stage
+
 
 class Choices(Bootstrap):
     """The paper's fine-tuning: captioning at 1e-5, matching and contrast at 1e-5, a few epochs."""
 
-    captioner_training: Training = Training(phases=(Phase(lm=1.0, epochs=5, batch_size=32, learning_rate=1e-5),))
+    captioner_training: Training = Training(
+        phases=(Phase(lm=1.0, epochs=5, batch_size=32, learning_rate=1e-5),)
+    )
     filter_training: Training = Training(
         phases=(Phase(itc=1.0, itm=1.0, epochs=6, batch_size=32, learning_rate=1e-5),)
     )
@@ -31,8 +37,8 @@ def stages(choices: Choices) -> list[Stage]:
         missing = " and ".join(f"--{kind} BUNDLE" for kind in trained[-1].kinds)
         raise CapfiltError(
             "pipeline blip_base takes trained models, and none is given",
-            fix=f"give {missing}, or --init BUNDLE to fine-tune from; or train small models from scratch with "
-            "--pipeline small",
+            fix=f"give {missing}, or --init BUNDLE to fine-tune from; or train small models from scratch "
+            "with --pipeline small",
         )
     return [
         *trained,

@@ -5,12 +5,16 @@ The order is the paper's (BLIP, figure 3); the sizes are for a few thousand clea
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from capfilt.settings import Bootstrap, Decoding, Images, Model, Phase, Text, Training, Vision
-from capfilt.stages.context import Stage
 from capfilt.stages.export import ExportPairs
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore
 from capfilt.stages.train import models_to_train
+
+if TYPE_CHECKING:
+    from capfilt.stages.context import Stage
 
 
 class Choices(Bootstrap):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capfilt.data.images import RefusedImage, decode, to_square
@@ -18,12 +16,16 @@ from capfilt.data.sources import read_bytes, read_shard
 from capfilt.draws import permutation
 from capfilt.errors import CapfiltError
 from capfilt.records import Refusal, Sample, Shard
-from capfilt.settings import Clean, Images, Input
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from capfilt.settings import Clean, Images, Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class CleanSet:
         import numpy as np
 
         if self._squares is not None and images == self._images:
-            return self._squares[np.asarray(indices)]
+            kept: NDArray[np.uint8] = self._squares[np.asarray(indices)]
+            return kept
         return np.stack([to_square(self.picture(index), images) for index in indices])
 
     def keep(self, images: Images, squares: list[NDArray[np.uint8]]) -> None:

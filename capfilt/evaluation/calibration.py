@@ -8,17 +8,20 @@ is promised here is promised against those, and says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
-from capfilt.models.protocols import Filter, ImageBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from capfilt.data.clean import CleanPair
+    from capfilt.models.protocols import Filter, ImageBatch
 
     Numbers = NDArray[np.float64]
 
@@ -30,20 +33,7 @@ Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOutPair:
-    """A right pair, with what makes another pair the same."""
-
-    text: str
-    image_id: int
-    """Equal for equal images."""
-    caption_id: int
-    """Equal for equal captions."""
-    group_id: int
-    """Equal for pairs that are connected by an image, a caption or the metadata's group."""
-
-
-def wrong_captions(pairs: Sequence[HeldOutPair], *, seed: int, count: int = SHUFFLES) -> list[list[int]]:
+def wrong_captions(pairs: Sequence[CleanPair], *, seed: int, count: int = SHUFFLES) -> list[list[int]]:
     """Draw, for each pair, up to `count` different other pairs whose caption is wrong for its image.
 
     Right are the captions of the pair's group: equal images, equal captions and near copies. Few
@@ -69,7 +59,7 @@ def wrong_captions(pairs: Sequence[HeldOutPair], *, seed: int, count: int = SHUF
 
 
 def hardest_captions(
-    image_features: Numbers, text_features: Numbers, pairs: Sequence[HeldOutPair]
+    image_features: Numbers, text_features: Numbers, pairs: Sequence[CleanPair]
 ) -> list[int | None]:
     """Return, for each pair, the pair whose wrong caption is most similar by ITC; None without one.
 
@@ -125,7 +115,9 @@ def auroc_interval(area: float, right: int, wrong: int) -> tuple[float, float]:
     return lower, upper
 
 
-def precision_recall(right: Numbers, wrong: Numbers, threshold: float, noise_rate: float) -> tuple[float, float]:
+def precision_recall(
+    right: Numbers, wrong: Numbers, threshold: float, noise_rate: float
+) -> tuple[float, float]:
     """Precision and recall of keeping scores of at least `threshold`, were `noise_rate` of pairs wrong.
 
     Precision is NaN where nothing would be kept.
@@ -139,7 +131,7 @@ def precision_recall(right: Numbers, wrong: Numbers, threshold: float, noise_rat
 def measure(
     model: Filter,
     batches: Callable[[], Iterator[ImageBatch]],
-    pairs: Sequence[HeldOutPair],
+    pairs: Sequence[CleanPair],
     *,
     seed: int,
 ) -> dict[str, Any]:
@@ -167,7 +159,11 @@ def measure(
         numbers = range(start, start + len(batch))
         start += len(batch)
         kinds = [
-            [("right", n), *(("shuffled", o) for o in wrong[n]), *(("hard", o) for o in (hard[n],) if o is not None)]
+            [
+                ("right", n),
+                *(("shuffled", o) for o in wrong[n]),
+                *(("hard", o) for o in (hard[n],) if o is not None),
+            ]
             for n in numbers
         ]
         scored = model.score(batch, [[pairs[other].text for _, other in mine] for mine in kinds])
@@ -178,7 +174,10 @@ def measure(
                     if value is not None:
                         lists = values.setdefault(name, {"right": [], "shuffled": [], "hard": []})
                         lists[kind].append(value)
-    return {"rows": [row for name in SCORES if name in values for row in _rows(name, values[name])], "values": values}
+    return {
+        "rows": [row for name in SCORES if name in values for row in _rows(name, values[name])],
+        "values": values,
+    }
 
 
 def _rows(name: ScoreName, values: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -244,7 +243,8 @@ def choose_threshold(
         if value is None or not low <= value <= high:
             raise CapfiltError(
                 f"--{score} {wish}: {score.upper()} is {kind}",
-                fix=f"give such a number, e.g. --{score} 0.5, or --{score} auto:precision=0.95, or --{score} auto:recall=0.85",
+                fix=f"give such a number, e.g. --{score} 0.5, or --{score} auto:precision=0.95, or "
+                f"--{score} auto:recall=0.85",
             )
         return Chosen(value, "")
     aim, _, text = wish.removeprefix("auto:").partition("=")
@@ -257,7 +257,8 @@ def choose_threshold(
     if calibration is None:
         raise CapfiltError(
             f"--{score} {wish} needs a calibrated filter, and this one is uncalibrated",
-            fix=f"give a number, e.g. --{score} 0.5, or train the filter with capfilt, which calibrates it on held-out pairs",
+            fix=f"give a number, e.g. --{score} 0.5, or train the filter with capfilt, which calibrates it on "
+            "held-out pairs",
         )
     values = calibration["values"].get(score)
     if values is None or not values["right"]:
@@ -267,7 +268,7 @@ def choose_threshold(
         )
     right, wrong = np.array(values["right"]), np.array(values["shuffled"])
     if aim == "recall":
-        allowed = int(math.floor((1 - target) * len(right) + 1e-9))
+        allowed = math.floor((1 - target) * len(right) + 1e-9)
         return Chosen(float(np.sort(right)[allowed]), wish)
     best = math.nan
     for threshold in np.unique(right):
@@ -276,8 +277,10 @@ def choose_threshold(
             return Chosen(float(threshold), f"{wish} at noise rate {noise_rate:g}")
         best = max(precision, best) if not math.isnan(best) else precision
     raise CapfiltError(
-        f"--{score} {wish}: no threshold reaches it on held-out pairs at noise rate {noise_rate:g}; the best is {best:.3f}",
-        fix=f"ask for less, e.g. --{score} auto:precision={math.floor(best * 100) / 100:g}, or give a lower --noise-rate",
+        f"--{score} {wish}: no threshold reaches it on held-out pairs at noise rate {noise_rate:g}; "
+        f"the best is {best:.3f}",
+        fix=f"ask for less, e.g. --{score} auto:precision={math.floor(best * 100) / 100:g}, or give a lower "
+        "--noise-rate",
     )
 
 

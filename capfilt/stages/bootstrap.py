@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json
 from capfilt.data.sources import find_shards
@@ -15,10 +13,15 @@ from capfilt.errors import CapfiltError
 from capfilt.models.cards import read_card
 from capfilt.provenance.catalog import rebuild_catalog
 from capfilt.provenance.rundir import RunDir, StageRecord, lock, next_start, record_run, save_stage
-from capfilt.records import Shard
-from capfilt.settings import Bootstrap, Compute
 from capfilt.stages.context import Context, Engine, Outcome, Progress, Stage, Tell
 from capfilt.versions import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from capfilt.records import Shard
+    from capfilt.settings import Bootstrap, Compute
 
 
 @dataclass(frozen=True)

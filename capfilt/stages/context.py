@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from capfilt.provenance.rundir import RunDir
-from capfilt.records import Shard
-from capfilt.settings import Bootstrap
+if TYPE_CHECKING:
+    from capfilt.provenance.rundir import RunDir
+    from capfilt.records import Shard
+    from capfilt.settings import Bootstrap
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from capfilt import __version__
-from capfilt.provenance.policy import Policy
-from capfilt.settings import Export
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     import duckdb
+
+    from capfilt.provenance.policy import Policy
+    from capfilt.settings import Export
 
 _TEXTS = {
     "best": "the best kept text of each image",
@@ -38,8 +40,8 @@ def dataset_card(
     lines = [
         "# A bootstrapped image-text dataset",
         "",
-        f"Made by capfilt {__version__} (CapFilt; BLIP, section 3.3): WebDataset tars of KEY.jpg (or .png, .webp, "
-        "...), KEY.txt and KEY.json. Image bytes are those of the input.",
+        f"Made by capfilt {__version__} (CapFilt; BLIP, section 3.3): WebDataset tars of KEY.jpg (or .png, "
+        ".webp, ...), KEY.txt and KEY.json. Image bytes are those of the input.",
         "",
         f"**{samples} samples**, {_TEXTS[export.texts]}: "
         + (", ".join(f"{count} {source}" for source, count in sorted(texts.items(), reverse=True)) or "none")
@@ -77,8 +79,8 @@ def _weakness(weak: list[str]) -> list[str]:
         return []
     names = " and ".join(score.upper() for score in weak)
     return [
-        f"> **Weak filter.** The policy reads {names}, which on held-out clean pairs is no better than chance "
-        "(see the calibration below). This export was asked for all the same.",
+        f"> **Weak filter.** The policy reads {names}, which on held-out clean pairs is no better than "
+        "chance (see the calibration below). This export was asked for all the same.",
         "",
     ]
 
@@ -86,8 +88,8 @@ def _weakness(weak: list[str]) -> list[str]:
 def _funnel(catalog: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
     rows = catalog.execute(
         "SELECT 'samples ' || status || coalesce(', ' || reason, ''), count(*) FROM samples GROUP BY 1 "
-        "UNION ALL SELECT source || ' captions ' || CASE WHEN keep THEN 'kept' ELSE 'dropped, ' || reason END, "
-        "count(*) FROM pairs GROUP BY 1 ORDER BY 1"
+        "UNION ALL SELECT source || ' captions ' || CASE WHEN keep THEN 'kept' ELSE 'dropped, ' || reason END"
+        ", count(*) FROM pairs GROUP BY 1 ORDER BY 1"
     ).fetchall()
     return [(str(what), str(count)) for what, count in rows]
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,16 +22,18 @@ from capfilt.errors import CapfiltError
 from capfilt.files import whole_folder
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.policy import Policy, newest_policy
-from capfilt.provenance.rundir import RunDir
 from capfilt.records import Source
-from capfilt.settings import Export
 from capfilt.stages.context import Outcome
 from capfilt.stages.dataset_card import dataset_card
 from capfilt.stages.judge import mend_command, weak_scores_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import duckdb
 
+    from capfilt.provenance.rundir import RunDir
+    from capfilt.settings import Export
     from capfilt.stages.context import Context
 
 MANIFEST_FILE = "manifest.json"
@@ -88,13 +89,18 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
     weak = sorted(weak_scores_of(run, policy))
     if weak and not export.accept_weak_filter:
         raise CapfiltError(
-            f"nothing is exported: the policy reads {_names(weak)}, no better than chance on held-out clean pairs",
+            f"nothing is exported: the policy reads {_names(weak)}, no better than chance on held-out clean "
+            "pairs",
             fix=f"{mend_command(run)}, or take it as it is with `capfilt export {shlex.quote(str(run.path))} "
             "--accept-weak-filter`",
         )
     with open_catalog(run) as catalog:
         facts = _facts(catalog, policy, export)
-        if (old := _old_manifest(to, overwrite=overwrite)) is not None and old["facts"] == facts and _whole(to, old):
+        if (
+            (old := _old_manifest(to, overwrite=overwrite)) is not None
+            and old["facts"] == facts
+            and _whole(to, old)
+        ):
             return Exported(to, old["samples"], len(old["shards"]), is_new=False)
         with whole_folder(to) as folder:
             counts = _write_shards(catalog, folder, export)
@@ -160,26 +166,28 @@ def _old_manifest(to: Path, *, overwrite: bool) -> dict[str, Any] | None:
     if overwrite and to.is_dir():
         return None
     raise CapfiltError(
-        f"{to} is there and is no export of capfilt", fix="give --to a new folder, or --overwrite to replace this one"
+        f"{to} is there and is no export of capfilt",
+        fix="give --to a new folder, or --overwrite to replace this one",
     )
 
 
 def _whole(to: Path, manifest: dict[str, Any]) -> bool:
     sizes = {row["name"]: row["bytes"] for row in manifest["shards"]}
-    return all((to / name).is_file() and (to / name).stat().st_size == size for name, size in sizes.items()) and all(
-        (to / name).is_file() for name in manifest["files"]
-    )
+    return all(
+        (to / name).is_file() and (to / name).stat().st_size == size for name, size in sizes.items()
+    ) and all((to / name).is_file() for name in manifest["files"])
 
 
 KEPT = """
     SELECT p.shard, p.key, s.image_sha256, s.image_offset, s.image_size, s.metadata, f.path,
-        p.pair_id, p.source, p.candidate, p.text, p.itc, p.itm, p.captioner, p.filter, p.decoding, p.prompt, p.seed,
-        p.round
+        p.pair_id, p.source, p.candidate, p.text, p.itc, p.itm, p.captioner, p.filter, p.decoding, p.prompt,
+        p.seed, p.round
     FROM pairs AS p
     JOIN samples AS s ON s.shard = p.shard AND s.key = p.key AND s.status = 'ok'
     JOIN shards AS f ON f.shard = p.shard
     WHERE p.keep AND ($source = 'any' OR p.source = $source)
-    ORDER BY p.shard, s.image_offset, p.key, coalesce(p.itm, p.itc) DESC NULLS LAST, p.source DESC, p.candidate
+    ORDER BY p.shard, s.image_offset, p.key, coalesce(p.itm, p.itc) DESC NULLS LAST, p.source DESC,
+        p.candidate
 """
 """Kept pairs by sample, the best text first: by ITM, else ITC; the web text where scores are equal."""
 
@@ -255,9 +263,11 @@ def _write_verdicts(catalog: duckdb.DuckDBPyConnection, folder: Path) -> None:
     import pyarrow.parquet as pq
 
     result = catalog.execute(
-        "SELECT pair_id, shard, key, source, candidate, filter, itc, itm, keep, reason FROM pairs ORDER BY pair_id"
+        "SELECT pair_id, shard, key, source, candidate, filter, itc, itm, keep, reason FROM pairs "
+        "ORDER BY pair_id"
     )
     reader = result.to_arrow_reader(65536)
+    assert reader is not None  # the stub allows None, a SELECT never gives it
     with pq.ParquetWriter(folder / VERDICTS_FILE, reader.schema, compression="zstd") as writer:
         for batch in reader:
             writer.write_table(pa.Table.from_batches([batch]))

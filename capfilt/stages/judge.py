@@ -17,10 +17,10 @@ from capfilt.provenance.catalog import open_catalog, pair_counts
 from capfilt.provenance.commit import manifests
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, Rescue, Rule, TopFraction, write_policy
 from capfilt.provenance.rundir import RunDir, json_files, read_json
-from capfilt.settings import Judge
 from capfilt.stages.context import Outcome
 
 if TYPE_CHECKING:
+    from capfilt.settings import Judge
     from capfilt.stages.context import Context
 
 DEFAULT_ITM = "0.5"
@@ -44,7 +44,9 @@ class JudgePairs:
             counts = pair_counts(catalog)
         kept = sum(count for _, keep, _, count in counts if keep)
         total = sum(count for *_, count in counts)
-        return Outcome(detail=f"policy {number}: {policy.words}; kept {kept} of {total} captions", count=total)
+        return Outcome(
+            detail=f"policy {number}: {policy.words}; kept {kept} of {total} captions", count=total
+        )
 
 
 def judge_run(run: RunDir, judge: Judge, *, filter_digest: str | None = None) -> tuple[int, Policy]:

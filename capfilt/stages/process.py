@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import digest_of
@@ -14,7 +13,10 @@ from capfilt.stages.shard import ShardJob, run_shard
 from capfilt.stages.train import record_bundle
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from capfilt.models.cards import Kind
+
 
 @dataclass(frozen=True)
 class RecaptionAndScore:
@@ -75,7 +77,9 @@ class RecaptionAndScore:
             done[number], bytes_done[number] = samples_done, shard_bytes_done
             so_far = sum(done.values())
             # How many samples a shard holds is known at its end; bytes are known from the start.
-            context.progress.update(task, so_far, round(so_far * bytes_all / max(1, sum(bytes_done.values()))))
+            context.progress.update(
+                task, so_far, round(so_far * bytes_all / max(1, sum(bytes_done.values())))
+            )
 
         images = samples = 0
         for _, counts in context.engine.run(

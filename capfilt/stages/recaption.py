@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from capfilt.models.protocols import Captioner, ImageBatch
+from typing import TYPE_CHECKING
+
 from capfilt.records import Caption, Source
-from capfilt.settings import Decoding
+
+if TYPE_CHECKING:
+    from capfilt.models.protocols import Captioner, ImageBatch
+    from capfilt.settings import Decoding
 
 
 def recaption(

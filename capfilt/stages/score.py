@@ -5,10 +5,13 @@ A picture is encoded once, and its web text and all its candidates are scored to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from capfilt.models.protocols import Filter, ImageBatch
-from capfilt.records import Caption, Scores
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from capfilt.models.protocols import Filter, ImageBatch
+    from capfilt.records import Caption, Scores
 
 
 def score(model: Filter, batch: ImageBatch, captions: Sequence[Sequence[Caption]]) -> list[list[Scores]]:

@@ -5,10 +5,8 @@ Batches are cut inside a shard, in its order, so that rows do not depend on who 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json
@@ -17,16 +15,19 @@ from capfilt.data.sources import read_shard
 from capfilt.provenance.commit import commit_shard
 from capfilt.provenance.rundir import RunDir
 from capfilt.records import Caption, Sample, Scores, Shard, Source, Status, pair_id
-from capfilt.settings import Decoding, Input
-from capfilt.stages.context import Tell
 from capfilt.stages.recaption import recaption
 from capfilt.stages.score import score
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from PIL.Image import Image
 
     from capfilt.models.captioner import MedCaptioner
     from capfilt.models.filter import MedFilter
+    from capfilt.settings import Decoding, Input
+    from capfilt.stages.context import Tell
 
 Row = dict[str, Any]
 
@@ -82,13 +83,12 @@ def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
             batch = ImageBatch([picture for _, picture in usable], [s.image_sha256 or "" for s, _ in usable])
             texts = [[Caption(s.web_text, Source.WEB)] if s.web_text is not None else [] for s, _ in usable]
             if captioner is not None:
-                written = recaption(
-                    captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates
-                )
+                written = recaption(captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates)
                 texts = [web + synthetic for web, synthetic in zip(texts, written, strict=True)]
             for (sample, _), mine in zip(usable, texts, strict=True):
                 captions += [
-                    _caption_row(sample, caption, job, captioner.digest if captioner else None) for caption in mine
+                    _caption_row(sample, caption, job, captioner.digest if captioner else None)
+                    for caption in mine
                 ]
             if filter_ is not None:
                 scored = score(filter_, batch, texts)

@@ -6,9 +6,7 @@ Separate, since a filter that shares weights with the captioner excuses its capt
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json, digest_of
@@ -16,17 +14,24 @@ from capfilt.data.clean import CleanSet, read_clean, split
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import CARD_FILE, METRICS_FILE, Kind, Objective, read_calibration, read_card
 from capfilt.provenance.commit import record_calibration, record_metrics, record_model
-from capfilt.provenance.rundir import RunDir
-from capfilt.records import Shard
-from capfilt.settings import Bootstrap, Clean, Input, Model, Training
 from capfilt.stages.context import Context, Outcome, Tell
 from capfilt.stages.judge import warnings_of
 from capfilt.versions import versions
 
 if TYPE_CHECKING:
-    from capfilt.models.bundle import Bundle
+    from collections.abc import Iterator
+    from pathlib import Path
 
-SERVES: dict[str, tuple[str, ...]] = {"captioner": ("lm",), "filter": ("itc", "itm"), "joint": ("itc", "itm", "lm")}
+    from capfilt.models.bundle import Bundle
+    from capfilt.provenance.rundir import RunDir
+    from capfilt.records import Shard
+    from capfilt.settings import Bootstrap, Clean, Input, Model, Training
+
+SERVES: dict[str, tuple[str, ...]] = {
+    "captioner": ("lm",),
+    "filter": ("itc", "itm"),
+    "joint": ("itc", "itm", "lm"),
+}
 """Which objectives' parts a model keeps."""
 MODEL_ROW_SETTINGS = ("objectives", "model", "vocabulary", "training")
 
@@ -191,7 +196,7 @@ def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:
     raise CapfiltError(
         f"{where} holds {clean_count} clean pairs that can be used"
         + (f" (refused: {reasons})" if reasons else ""),
-        fix="give at least two clean pairs, and better a few thousand: WebDataset tars of KEY.jpg and KEY.txt",
+        fix="give at least two clean pairs, better a few thousand: WebDataset tars of KEY.jpg and KEY.txt",
     )
 
 
@@ -231,7 +236,9 @@ class TrainModels:
 
     def settings(self, context: Context) -> dict[str, Any]:
         """Return the trainings, with the structure they share."""
-        trainings = {kind: _training_of(context, kind).model_dump(mode="json") for kind in self.kinds}
+        trainings: dict[str, Any] = {
+            kind: _training_of(context, kind).model_dump(mode="json") for kind in self.kinds
+        }
         return {"model": context.settings.model.model_dump(mode="json"), **trainings}
 
     def run(self, context: Context) -> Outcome:

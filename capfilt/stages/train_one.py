@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
 from typing import TYPE_CHECKING
 
 from capfilt.data.sources import find_shards
 from capfilt.models.cards import Card, read_calibration, read_card
-from capfilt.settings import Bootstrap, Training
 from capfilt.stages.bootstrap import resolve_devices
-from capfilt.stages.context import Engine, Progress
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.train import TrainingJob, train_model
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from capfilt.models.cards import Kind
+    from capfilt.settings import Bootstrap, Training
+    from capfilt.stages.context import Engine, Progress
 
 
 def train_one(
@@ -54,24 +56,20 @@ def train_one(
         jobs.append(job("joint", init, settings.pretrain, None))
     jobs.append(job(kind, out, own, init))
     for each in jobs:
-        task = f"train {each.kind}"
-        progress.begin(task, "steps")
-        for _ in engine.run(
-            train_model,
-            [each],
-            devices=devices[:1],
-            threads=settings.compute.threads,
-            hear=lambda _, done, total, task=task: progress.update(task, done, total),
-        ):
-            progress.end(task)
+        _train(each, devices[0], engine, progress)
     if kind == "filter":
         for line in warnings_of(read_calibration(out)):
             progress.say(line)
-    _remove(work)
+    shutil.rmtree(work, ignore_errors=True)
     return read_card(out)
 
 
-def _remove(folder: Path) -> None:
-    import shutil
+def _train(job: TrainingJob, device: str, engine: Engine, progress: Progress) -> None:
+    task = f"train {job.kind}"
 
-    shutil.rmtree(folder, ignore_errors=True)
+    def hear(_: int, done: int, total: int) -> None:
+        progress.update(task, done, total)
+
+    progress.begin(task, "steps")
+    for _ in engine.run(train_model, [job], devices=[device], threads=job.threads, hear=hear):
+        progress.end(task)

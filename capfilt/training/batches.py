@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from capfilt.data.clean import CleanSet
 from capfilt.data.images import normalise
 from capfilt.draws import permutation
-from capfilt.models.vocabulary import Vocabulary
-from capfilt.settings import Images
 from capfilt.training.objectives import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from capfilt.data.clean import CleanSet
+    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.settings import Images
 
 
 class PairBatches:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import write_whole
-from capfilt.models.med import MED
-from capfilt.models.vocabulary import Vocabulary
-from capfilt.settings import Phase, Training
-from capfilt.training.batches import PairBatches
 from capfilt.training.objectives import Batch, Losses, step_losses
 from capfilt.training.optim import learning_rate, optimizer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from capfilt.models.med import MED
+    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.settings import Phase, Training
+    from capfilt.training.batches import PairBatches
 
 Row = dict[str, Any]
 """One measurement, as in the catalog's metrics view, without the model's name."""
@@ -150,7 +153,9 @@ class Trainer:
                         "(--precision fp32); nothing of this training was kept after its last checkpoint",
                     )
             self._row(phase, last, "train", name, sum(numbers) / len(numbers))
-        counted = [(step, losses.negatives) for step, losses, _ in self._waiting if losses.negatives is not None]
+        counted = [
+            (step, losses.negatives) for step, losses, _ in self._waiting if losses.negatives is not None
+        ]
         counts = torch.stack([count for _, count in counted]).tolist() if counted else []
         for (step, _), count in zip(counted, counts, strict=True):
             if count == 0 or step == last:

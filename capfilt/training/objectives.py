@@ -6,16 +6,19 @@ The image is encoded once and serves ITC, ITM and LM alike.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from capfilt.draws import uniforms
 from capfilt.models.losses import draw_hard_negatives, itc_loss, itm_loss, lm_loss
-from capfilt.models.med import MED
-from capfilt.models.text import ImageMemory
-from capfilt.models.vocabulary import Vocabulary
-from capfilt.settings import Phase
+
+if TYPE_CHECKING:
+    from capfilt.models.med import MED
+    from capfilt.models.text import ImageMemory
+    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.settings import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,13 @@ def with_first(ids: Tensor, first: int) -> Tensor:
 
 
 def step_losses(
-    model: MED, vocabulary: Vocabulary, batch: Batch, phase: Phase, *, with_itm: bool, key: tuple[str | int, ...]
+    model: MED,
+    vocabulary: Vocabulary,
+    batch: Batch,
+    phase: Phase,
+    *,
+    with_itm: bool,
+    key: tuple[str | int, ...],
 ) -> Losses:
     """Return the losses of one batch; draws of hard negatives are keyed by `key` and the row."""
     states = model.encode_image(batch.pixels)

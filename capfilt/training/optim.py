@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from capfilt.settings import Phase
+if TYPE_CHECKING:
+    from capfilt.settings import Phase
 
 
 def optimizer_of(model: nn.Module, phase: Phase) -> torch.optim.AdamW:
