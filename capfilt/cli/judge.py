@@ -72,6 +72,7 @@ def judge(
 def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
     from capfilt.provenance.catalog import open_catalog, pair_counts
     from capfilt.reports.show import show_verdicts
+    from capfilt.reports.summary import following
     from capfilt.reports.text import terminal
     from capfilt.stages.judge import advice
 
@@ -81,7 +82,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
         {"source": source, "keep": keep, "reason": reason, "pairs": pairs}
         for source, keep, reason, pairs in counts
     ]
-    following = next_step("export", run.path, "--to", run.export)
+    next_command = following(run, policy)
     if json:
         value: dict[str, Any] = {
             "policy": number,
@@ -90,7 +91,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
             **policy.record(),
             "verdicts": verdicts,
             "advice": advice(run),
-            "next_command": following,
+            "next_command": next_command,
         }
         print_json(value)
         return
@@ -99,7 +100,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
     show_verdicts(verdicts, console)
     for line in advice(run):
         console.print(line)
-    print_next(following)
+    print_next(next_command)
 
 
 def _report_none(path: Any, *, json: bool) -> None:

@@ -83,9 +83,7 @@ MaxPixelsOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(
-        "--seed", metavar="N", help="Every random choice is keyed by it.", rich_help_panel=_INPUTS
-    ),
+    typer.Option("--seed", metavar="N", help="Every random choice is keyed by it.", rich_help_panel=_INPUTS),
 ]
 InitOption = Annotated[
     Path | None,
@@ -189,9 +187,7 @@ WorkersOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option(
-        "--device", metavar="auto|cpu|cuda:N", help="Where models run.", rich_help_panel=_COMPUTE
-    ),
+    typer.Option("--device", metavar="auto|cpu|cuda:N", help="Where models run.", rich_help_panel=_COMPUTE),
 ]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"] | None,

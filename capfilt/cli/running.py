@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run_and_report(request: Request, *, json: bool, quiet: bool, next_command: str = "") -> None:
-    """Run the stages and print how each ended, then what is next: of a withheld stage first, else as given."""
+    """Run the stages, print how each ended, then what is next: a withheld stage's mend comes first."""
     from capfilt.engines.local import LocalEngine
     from capfilt.stages.bootstrap import bootstrap
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from capfilt.cli import options
 from capfilt.cli.output import next_step, print_json, print_next
 from capfilt.cli.pipelines import DEFAULT, load_pipeline
-from capfilt.reports.text import terminal
+from capfilt.reports.text import terminal, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ def settings(pipeline: options.PipelineOption = DEFAULT, json: options.JsonOptio
     console = terminal()
     for row in rows:
         limits = f" ({row['range']})" if row["range"] else ""
-        console.print(f"{row['name']} = {row['value']}{limits}", soft_wrap=True)
+        console.print(f"{row['name']} = {_shown(row['value'])}{limits}", soft_wrap=True)
         console.print(f"    {row['meaning']}", soft_wrap=True)
     print_next(
         next_step("bootstrap", "WEB", "--clean", "CLEAN", "--out", "RUN", "--pipeline", pipeline)
@@ -53,13 +54,19 @@ def setting_rows(values: Settings, prefix: str = "") -> Iterator[dict[str, Any]]
                 yield from setting_rows(item, f"{path}.{number}.")
         else:
             field = _documented(type(values), name)
-            plain = values.model_dump(mode="json", include={name})[name]
             yield {
                 "name": path,
-                "value": "none" if plain is None else plain,
+                "value": values.model_dump(mode="json", include={name})[name],
                 "range": _range(field),
                 "meaning": field.description or "",
             }
+
+
+def _shown(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    if value is None:
+        return "none"
+    return visible(value) if isinstance(value, str) and value else jsonlib.dumps(value)
 
 
 def _documented(kind: type[Settings], name: str) -> FieldInfo:
@@ -89,6 +96,8 @@ def _options(annotation: Any) -> str:
         return "|".join(map(str, get_args(annotation)))
     if annotation is bool:
         return "true|false"
+    if get_origin(annotation) is tuple:
+        return "list"
     parts = [part for part in get_args(annotation) or (annotation,) if isinstance(part, type)]
     names = ["none" if part is type(None) else part.__name__.lower() for part in parts]
     return " or ".join(dict.fromkeys(names))
