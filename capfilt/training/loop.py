@@ -7,6 +7,7 @@ and no generator; a training killed and started again ends with the weights of a
 from __future__ import annotations
 
 import io
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -57,9 +58,9 @@ class Trainer:
     _step: int = 0
     """Steps done in the phase."""
     _negatives_in_epoch: int | torch.Tensor = 0
-    """Asked of the GPU when an epoch ends, not at every step."""
+    """Asked of the GPU when an epoch of ITM ends, not at every step."""
     _matched_in_epoch: int = 0
-    """Steps of this epoch that had ITM."""
+    """Steps of this epoch of ITM; it has as many as a pass takes, and begins when ITM does."""
 
     def run(self) -> None:
         """Train to the end of the last phase, from the newest checkpoint if there is one."""
@@ -73,6 +74,7 @@ class Trainer:
                 state = None
             self._run_phase(number, phase, optimizer)
             self._phase, self._step = number + 1, 0
+            self._matched_in_epoch = self._negatives_in_epoch = 0
         self.model.eval()
 
     def _run_phase(self, number: int, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
@@ -107,30 +109,36 @@ class Trainer:
         self.model.train()
         key = (self.seed, self.name, self._phase, step)
         torch.manual_seed(seed_of("dropout", *key))
-        with_itm = phase.itm > 0 and step >= phase.itm_from * steps
+        with_itm = phase.itm > 0 and step >= _first_with_itm(phase, steps)
         with self._precision():
             losses = step_losses(self.model, self.vocabulary, batch, phase, with_itm=with_itm, key=key)
         optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), phase.clip_norm)
         losses.parts["gradient_norm"] = norm.detach()
         optimizer.step()
         self.model.clamp_temperature()
         self._waiting.append((step + 1, losses, optimizer.param_groups[0]["lr"]))
-        self._count_negatives(step, phase, losses)
-
-    def _count_negatives(self, step: int, phase: Phase, losses: Losses) -> None:
         if losses.negatives is not None:
-            self._matched_in_epoch += 1
-            self._negatives_in_epoch = self._negatives_in_epoch + losses.negatives
-        if (step + 1) % self.train.steps_in_epoch(phase.batch_size) == 0:
-            if self._matched_in_epoch and not self._negatives_in_epoch:
-                raise CapfiltError(
-                    f"training the {self.name}: a whole epoch had no wrong pair for ITM to learn from",
-                    fix="give a batch size above 1 (--set filter_training.phases.0.batch_size=64) and clean "
-                    "pairs whose captions differ",
-                )
-            self._matched_in_epoch = self._negatives_in_epoch = 0
+            self._count_negatives(steps, phase, losses.negatives)
+
+    def _count_negatives(self, steps: int, phase: Phase, negatives: torch.Tensor) -> None:
+        """Refuse to go on where an epoch of ITM, or all the ITM of a shorter phase, saw no wrong pair.
+
+        One step without, such as a last batch of one pair, is no error.
+        """
+        self._matched_in_epoch += 1
+        self._negatives_in_epoch = self._negatives_in_epoch + negatives
+        in_phase = steps - _first_with_itm(phase, steps)
+        if self._matched_in_epoch < min(in_phase, self.train.steps_in_epoch(phase.batch_size)):
+            return
+        if not self._negatives_in_epoch:
+            raise CapfiltError(
+                f"training the {self.name}: a whole epoch had no wrong pair for ITM to learn from",
+                fix=f"give a batch size above 1 (--set {_setting(self.name)}.phases.{self._phase}.batch_size="
+                "64) and clean pairs whose captions differ",
+            )
+        self._matched_in_epoch = self._negatives_in_epoch = 0
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
@@ -146,12 +154,8 @@ class Trainer:
             values = [(step, losses.parts[name]) for step, losses, _ in self._waiting if name in losses.parts]
             numbers = torch.stack([value.float() for _, value in values]).tolist()
             for (step, _), number in zip(values, numbers, strict=True):
-                if number - number != 0:
-                    raise RunFailedError(
-                        f"training the {self.name}: {name} is {number} at step {step}",
-                        fix="lower the learning rate (--set ...phases.0.learning_rate=...), or train in fp32 "
-                        "(--precision fp32); nothing of this training was kept after its last checkpoint",
-                    )
+                if not math.isfinite(number):
+                    raise self._diverged(f"{name} is {number} at step {step}")
             self._row(phase, last, "train", name, sum(numbers) / len(numbers))
         counted = [
             (step, losses.negatives) for step, losses, _ in self._waiting if losses.negatives is not None
@@ -185,7 +189,10 @@ class Trainer:
                 for name, value in losses.parts.items():
                     sums.setdefault(name, []).append(float(value))
         for name, values in sums.items():
-            self._row(phase, self._step, "validation", name, sum(values) / len(values))
+            mean = sum(values) / len(values)
+            if not math.isfinite(mean):
+                raise self._diverged(f"{name} on held-out pairs is {mean} after step {self._step}")
+            self._row(phase, self._step, "validation", name, mean)
 
     def _row(self, phase: Phase, step: int, split: str, name: str, value: float) -> None:
         label = "+".join(o for o in ("itc", "itm", "lm") if getattr(phase, o))
@@ -200,7 +207,19 @@ class Trainer:
             }
         )
 
+    def _diverged(self, what: str) -> RunFailedError:
+        rate = f"{_setting(self.name)}.phases.{self._phase}.learning_rate"
+        return RunFailedError(
+            f"training the {self.name}: {what}",
+            fix=f"lower the learning rate (--set {rate}=...), or train in fp32 (--precision fp32); nothing of "
+            "this training was kept after its last checkpoint",
+        )
+
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        # The losses of a step are those before it: its own update may have gone astray.
+        for name, weights in self.model.named_parameters():
+            if not weights.isfinite().all():
+                raise self._diverged(f"{name} is not finite after step {self._step}")
         data = io.BytesIO()
         torch.save(
             {
@@ -230,3 +249,13 @@ class Trainer:
         self._negatives_in_epoch = state["negatives_in_epoch"]
         self.rows = state["rows"]
         return state
+
+
+def _first_with_itm(phase: Phase, steps: int) -> int:
+    """Return the first step of a phase that has ITM, counted from 0."""
+    return math.ceil(phase.itm_from * steps)
+
+
+def _setting(name: str) -> str:
+    """Return the name of the setting that holds a training's phases."""
+    return "pretrain" if name == "joint" else f"{name}_training"

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from trainings import ALL, TINY
+
+from capfilt.models.med import MED
+from capfilt.settings import Phase
+from capfilt.training.optim import learning_rate, optimizer_of
+
+phases = st.builds(
+    Phase,
+    lm=st.just(1.0),
+    learning_rate=st.floats(1e-6, 1.0),
+    final_learning_rate=st.just(0.0),
+    warmup=st.floats(0, 0.9),
+)
+
+
+def test_the_schedule_is_the_one_worked_out_by_hand() -> None:
+    phase = Phase(lm=1.0, learning_rate=1.0, final_learning_rate=0.2, warmup=0.4)
+
+    rates = [learning_rate(phase, step, 10) for step in range(10)]
+
+    # Four steps of a line that would reach the top at the fifth, then half a cosine over six.
+    rise = [Fraction(1, 5), Fraction(2, 5), Fraction(3, 5), Fraction(4, 5)]
+    root = math.sqrt(3)
+    fall = [1, 0.6 + 0.2 * root, 0.8, 0.6, 0.4, 0.6 - 0.2 * root]
+    assert rates == pytest.approx([*map(float, rise), *fall])
+
+
+@given(phase=phases, steps=st.integers(1, 200))
+def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(phase: Phase, steps: int) -> None:
+    rates = [learning_rate(phase, step, steps) for step in range(steps)]
+
+    top = rates.index(max(rates))
+    assert all(0 < rate <= phase.learning_rate for rate in rates)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert top <= math.ceil(phase.warmup * steps)
+
+
+def test_without_a_warm_up_the_first_step_has_the_highest_rate() -> None:
+    phase = Phase(lm=1.0, learning_rate=0.3, warmup=0.0)
+
+    assert learning_rate(phase, 0, 7) == 0.3
+
+
+def test_weight_decay_spares_gains_biases_and_the_temperature() -> None:
+    model = MED(TINY, 40, ALL)
+    gains = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for part in ("weight", "bias")
+    }
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(1.0)
+    before = {name: weights.detach().clone() for name, weights in model.named_parameters()}
+    optimizer = optimizer_of(model, Phase(lm=1.0, learning_rate=0.5, weight_decay=0.4))
+    for weights in model.parameters():
+        weights.grad = torch.zeros_like(weights)
+
+    optimizer.step()
+
+    # Without a gradient AdamW does nothing but decay: by the factor 1 - 0.5 * 0.4.
+    spared = gains | biases | {"temperature"}
+    assert len(spared) > 10
+    for name, weights in model.named_parameters():
+        torch.testing.assert_close(weights.detach(), before[name] * (1.0 if name in spared else 0.8))
