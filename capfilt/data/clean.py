@@ -121,9 +121,10 @@ def split(
 ) -> tuple[list[int], list[int]]:
     """Return indices to train on and indices held out, each group on one side.
 
-    Groups are held out in a drawn order until the share is reached; one group is never held out when
-    it is the only one. With `held_out_from` only the first so many pairs may be held out (clean pairs
-    that stand before web pairs), and pairs of a held-out group are then in neither list.
+    Groups are held out in a drawn order until the share is reached. Of two groups or more at least one
+    is held out and one is not; a single group is trained on. With `held_out_from` only the first so many
+    pairs may be held out (clean pairs that stand before web pairs), and pairs of a held-out group are
+    then in neither list.
     """
     count = len(clean.pairs) if held_out_from is None else held_out_from
     members: dict[int, list[int]] = {}
@@ -139,6 +140,9 @@ def split(
             break
         if len(held_out) + len(mine) <= max(wanted, count // 2):
             held_out += mine
+    if not held_out and len(groups) > 1:
+        # The drawn groups are all larger than half of the set: the smallest one cannot be.
+        held_out = members[min(groups, key=lambda group: len(members[group]))]
     outside = {clean.pairs[index].group_id for index in held_out}
     train = [index for index, pair in enumerate(clean.pairs) if pair.group_id not in outside]
     return train, sorted(held_out)

@@ -12,11 +12,14 @@ import multiprocessing.connection
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError, RunFailedError
-from capfilt.stages.context import Item, Result, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from capfilt.stages.context import Item, Result, Work
 
 PRELOADED = ("capfilt.models.captioner", "capfilt.models.filter", "capfilt.training.loop")
 """What every worker needs and is slow to import."""
@@ -50,13 +53,13 @@ class LocalEngine:
                 process.start()
                 theirs.close()
                 workers[ours] = process
-                ours.send(waiting.pop())
+                _hand(ours, process, waiting.pop())
             while workers:
                 for connection in multiprocessing.connection.wait(list(workers)):
                     assert isinstance(connection, multiprocessing.connection.Connection)
                     try:
                         kind, number, value = connection.recv()
-                    except EOFError:
+                    except (EOFError, OSError):
                         raise _died(workers[connection]) from None
                     if kind == "progress":
                         if hear is not None:
@@ -68,9 +71,9 @@ class LocalEngine:
                             error.add_note(where)
                         raise error
                     if waiting:
-                        connection.send(waiting.pop())
+                        _hand(connection, workers[connection], waiting.pop())
                     else:
-                        connection.send(None)
+                        _hand(connection, workers[connection], None)
                         workers.pop(connection).join()
                     yield number, value
         finally:
@@ -103,6 +106,14 @@ def _work(
         connection.send(("result", number, result))
 
 
+def _hand(connection: multiprocessing.connection.Connection, process: Any, job: Any) -> None:
+    """Give a worker its next item, or None to end."""
+    try:
+        connection.send(job)
+    except OSError:
+        raise _died(process) from None
+
+
 def _end_with_parent() -> None:
     """End this process when the one that asked for the work is gone, without waiting for a next word."""
     parent = multiprocessing.parent_process()
@@ -121,7 +132,7 @@ def _portable(error: BaseException) -> BaseException:
     import pickle
 
     try:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
+        copy = pickle.loads(pickle.dumps(error))  # our own bytes
     except Exception:  # noqa: BLE001  # any failure means the same
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -211,8 +211,8 @@ class Trainer:
         rate = f"{_setting(self.name)}.phases.{self._phase}.learning_rate"
         return RunFailedError(
             f"training the {self.name}: {what}",
-            fix=f"lower the learning rate (--set {rate}=...), or train in fp32 (--precision fp32); nothing of "
-            "this training was kept after its last checkpoint",
+            fix=f"lower the learning rate (--set {rate}=...), or train in fp32 (--precision fp32); nothing "
+            "of this training was kept after its last checkpoint",
         )
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
