@@ -73,7 +73,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
     from capfilt.provenance.catalog import open_catalog, pair_counts
     from capfilt.reports.show import show_verdicts
     from capfilt.reports.summary import following
-    from capfilt.reports.text import terminal
+    from capfilt.reports.text import terminal, visible
     from capfilt.stages.judge import advice
 
     with open_catalog(run) as catalog:
@@ -96,10 +96,10 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
         print_json(value)
         return
     console = terminal()
-    console.print(f"policy {number}: {policy.words}")
+    console.print(f"policy {number}: {visible(policy.words)}")
     show_verdicts(verdicts, console)
     for line in advice(run):
-        console.print(line)
+        console.print(visible(line), soft_wrap=True)
     print_next(next_command)
 
 

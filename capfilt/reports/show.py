@@ -40,7 +40,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     if summary["advice"]:
         _title("Mind", console)
         for line in summary["advice"]:
-            console.print(visible(line))
+            console.print(visible(line), soft_wrap=True)  # a command in it can be pasted
     console.print()
 
 
@@ -52,7 +52,7 @@ def show_verdicts(verdicts: Sequence[Row], console: Console) -> None:
         total[row["source"]] = total.get(row["source"], 0) + row["pairs"]
     for row in verdicts:
         word = {True: "kept", False: "dropped", None: "not judged"}[row["keep"]]
-        reason = row["reason"] if row["keep"] is False else ""
+        reason = _words(row["reason"]) if row["keep"] is False else ""
         share = row["pairs"] / total[row["source"]]
         _add(table, row["source"], word, reason, f"{row['pairs']:,}", f"{share:.1%}")
     console.print(table)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from capfilt.cli.choices import chosen, nested
+from capfilt.errors import CapfiltError
+from capfilt.settings import Bootstrap, Decoding
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_flags_by_dotted_name_become_groups_and_what_was_not_given_is_left_out() -> None:
+    flags = {"seed": 0, "judge.itm": "0.6", "judge.rescue": None, "compute.workers": 2, "recaption": False}
+    assert nested(flags) == {
+        "seed": 0,
+        "judge": {"itm": "0.6"},
+        "compute": {"workers": 2},
+        "recaption": False,
+    }
+
+
+def test_a_file_wins_over_the_pipeline_a_flag_over_the_file_and_set_over_all(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("seed = 2\ncandidates = 5\n[compute]\nbatch_size = 4\nworkers = 4\n")
+    settings = chosen(
+        Bootstrap(seed=1, decoding=Decoding(top_p=0.5)),
+        config=config,
+        flags={"candidates": 6, "compute.workers": 8, "compute.batch_size": None},
+        assignments=["compute.workers=9"],
+    )
+    assert settings.decoding.top_p == 0.5
+    assert (settings.seed, settings.candidates) == (2, 6)
+    assert (settings.compute.batch_size, settings.compute.workers) == (4, 9)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_many_candidates_of_a_decoding_with_one_answer_are_refused(method: str) -> None:
+    base = Bootstrap(decoding=Decoding(method=method))
+    with pytest.raises(CapfiltError, match="one answer"):
+        chosen(base, flags={"candidates": 2})
+    assert chosen(base, flags={"candidates": 1}).candidates == 1
+    assert chosen(base, flags={"candidates": 2, "recaption": False}).candidates == 2
+
+
+def test_settings_keep_the_class_of_the_pipeline() -> None:
+    class Choices(Bootstrap):
+        """A pipeline's own."""
+
+    assert type(chosen(Choices(), flags={"seed": 3})) is Choices

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from made_run import FILTER, HOSTILE, SCORES, made_run, started_run
+
+from capfilt.provenance.policy import AtLeast, Policy, write_policy
+from capfilt.provenance.rundir import StageRecord, save_stage
+from capfilt.reports.summary import BINS, summarise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_every_sample_is_accounted_for(tmp_path: Path) -> None:
+    samples = summarise(made_run(tmp_path / "run"))["samples"]
+    assert samples == {
+        "in": 4,
+        "shards": 1,
+        "rows": 4,
+        "ok": 3,
+        "refused": 1,
+        "refused_by_reason": {"unreadable_image": 1},
+        "texts_missing_by_reason": {"missing_text": 1},
+    }
+
+
+def test_verdicts_are_counted_by_source_and_reason(tmp_path: Path) -> None:
+    verdicts = summarise(made_run(tmp_path / "run"))["verdicts"]
+    # By hand: at least 0.5 are the cat's two texts and the dog's synthetic one.
+    assert [tuple(row.values()) for row in verdicts] == [
+        ("web", True, "kept", 1),
+        ("web", False, "below_threshold", 1),
+        ("synthetic", True, "kept", 2),
+        ("synthetic", False, "below_threshold", 1),
+    ]
+
+
+def test_texts_are_counted_and_the_most_repeated_named(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "run"))
+    synthetic = next(row for row in summary["texts"] if row["source"] == "synthetic")
+    assert (synthetic["pairs"], synthetic["distinct_texts"], synthetic["words_p50"]) == (3, 2, 5)
+    assert summary["most_repeated"] == [{"text": "a dog on a log", "pairs": 2}]
+
+
+def test_score_quantiles_and_histograms_hold_every_scored_text(tmp_path: Path) -> None:
+    rows = {(row["score"], row["source"]): row for row in summarise(made_run(tmp_path / "run"))["scores"]}
+    assert list(rows) == [("itm", "web"), ("itm", "synthetic"), ("itc", "web"), ("itc", "synthetic")]
+    for (score, source), row in rows.items():
+        place = ("itm", "itc").index(score)
+        values = sorted(pair[place] for (_, of), pair in SCORES.items() if of == source)
+        histogram = row["histogram"]
+        assert (row["least"], row["most"], row["pairs"]) == (values[0], values[-1], len(values))
+        assert len(histogram["pairs"]) == BINS
+        assert sum(histogram["pairs"]) == len(values)
+    median = rows["itm", "synthetic"]["p50"]
+    assert median == 0.7
+    assert rows["itm", "web"]["histogram"]["pairs"] == [0, 0, 1] + [0] * 15 + [1, 0]
+    # A cosine is drawn from the least to the most of both sources.
+    assert (rows["itc", "web"]["histogram"]["low"], rows["itc", "synthetic"]["histogram"]["high"]) == (
+        -0.2,
+        0.4,
+    )
+
+
+def test_scores_that_are_all_equal_fill_one_bar(tmp_path: Path) -> None:
+    import made_run as made
+
+    run = started_run(tmp_path / "run")
+    captions = [made.caption_row("cat", "web")]
+    made.commit_shard(
+        run,
+        made.SHARD,
+        fingerprint="print",
+        samples=made.sample_rows(),
+        captions=captions,
+        scores=made.score_rows(captions[0]),
+        samples_in=4,
+    )
+    for row in summarise(run)["scores"]:
+        assert sum(row["histogram"]["pairs"]) == 1
+
+
+def test_examples_are_the_same_at_every_look_and_hold_kept_and_dropped(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    first, second = summarise(run)["examples"], summarise(run)["examples"]
+    assert first == second
+    assert [(row["source"], row["keep"]) for row in first] == [
+        ("web", True),
+        ("synthetic", True),
+        ("synthetic", True),
+        ("web", False),
+        ("synthetic", False),
+    ]
+    kept = [row["pair_id"] for row in first if row["keep"] and row["source"] == "synthetic"]
+    assert kept == sorted(kept)
+    assert first[0]["text"] == HOSTILE
+
+
+def test_a_summary_is_json_without_loss(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "run"))
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_run_that_did_nothing_is_summed_up_and_goes_on_with_its_own_command(tmp_path: Path) -> None:
+    summary = summarise(started_run(tmp_path / "run"))
+    assert summary["samples"]["in"] == summary["samples"]["rows"] == 0
+    assert summary["policy"] is None
+    assert not summary["scores"]
+    assert not summary["examples"]
+    assert summary["next_command"] == "capfilt bootstrap 'my web' --out run"
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_own_command(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    save_stage(run, StageRecord("judge", 2, started=200.0))
+    assert summarise(run)["next_command"] == "capfilt bootstrap 'my web' --out run"
+
+
+def test_a_run_without_a_captioner_has_web_texts_alone(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "run", captioner=False))
+    assert {row["source"] for row in summary["verdicts"]} == {"web"}
+    assert not summary["most_repeated"]
+    assert [row["kind"] for row in summary["models"]] == ["filter"]
+
+
+def test_a_run_without_a_filter_has_no_scores_and_keeps_every_text(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "run", scores=False))
+    assert not summary["scores"]
+    assert all(row["keep"] for row in summary["verdicts"])
+    assert summary["advice"] == []
+
+
+def test_a_run_that_nobody_judged_is_to_be_judged(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", policy=False)
+    summary = summarise(run)
+    assert [row["keep"] for row in summary["verdicts"]] == [None, None]
+    assert summary["next_command"] == f"capfilt judge {run.path} --itm 0.5"
+
+
+def test_a_filter_that_nobody_calibrated_is_named(tmp_path: Path) -> None:
+    assert summarise(made_run(tmp_path / "a", calibrated=False))["uncalibrated"] == [FILTER]
+    assert summarise(made_run(tmp_path / "b"))["uncalibrated"] == []
+
+
+def test_where_itm_is_weak_and_itc_is_not_the_policy_to_type_comes_next(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", weak=("itm",))
+    summary = summarise(run)
+    assert summary["next_command"] == f"capfilt judge {run.path} --itc auto:recall=0.85"
+    assert any("--itc auto:recall=0.85" in line for line in summary["advice"])
+    write_policy(run, Policy((AtLeast("itc", 0.2),), FILTER))
+    assert summarise(run)["next_command"] == f"capfilt export {run.path} --to {run.export}"
+
+
+def test_what_was_exported_is_looked_at_next(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    policy = Policy((AtLeast("itm", 0.5),), FILTER)
+    run.export.mkdir()
+    (run.export / "manifest.json").write_text(json.dumps({"facts": {"policy": {"digest": policy.digest}}}))
+    assert summarise(run)["next_command"].startswith(f"capfilt sql {run.path} ")
+    write_policy(run, Policy((AtLeast("itm", 0.6),), FILTER))
+    assert summarise(run)["next_command"].startswith(f"capfilt export {run.path} ")
