@@ -15,7 +15,7 @@ from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -133,9 +133,12 @@ def measure(
     batches: Callable[[], Iterator[ImageBatch]],
     pairs: Sequence[CleanPair],
     *,
+    scores: Collection[ScoreName],
     seed: int,
 ) -> dict[str, Any]:
     """Measure a filter on held-out pairs; `batches()` gives their pictures, in order, as often as asked.
+
+    `scores` are those that the filter gives: each has its rows even where no pair could be measured.
 
     Returns what calibration.json holds: `rows` (as in the catalog's calibration view, without the
     model) and `values` (by score: lists `right`, `shuffled`, `hard`).
@@ -153,7 +156,9 @@ def measure(
             ]
         )
         hard = hardest_captions(images.astype(np.float64), texts.astype(np.float64), pairs)
-    values: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, dict[str, list[float]]] = {
+        name: {"right": [], "shuffled": [], "hard": []} for name in SCORES if name in scores
+    }
     start = 0
     for batch in batches():
         numbers = range(start, start + len(batch))
@@ -167,20 +172,14 @@ def measure(
             for n in numbers
         ]
         scored = model.score(batch, [[pairs[other].text for _, other in mine] for mine in kinds])
-        for mine, scores in zip(kinds, scored, strict=True):
-            for (kind, _), score in zip(mine, scores, strict=True):
-                for name in SCORES:
-                    value = getattr(score, name)
-                    if value is not None:
-                        lists = values.setdefault(name, {"right": [], "shuffled": [], "hard": []})
-                        lists[kind].append(value)
-    return {
-        "rows": [row for name in SCORES if name in values for row in _rows(name, values[name])],
-        "values": values,
-    }
+        for mine, given in zip(kinds, scored, strict=True):
+            for (kind, _), score in zip(mine, given, strict=True):
+                for name, lists in values.items():
+                    lists[kind].append(getattr(score, name))
+    return {"rows": [row for name, lists in values.items() for row in _rows(name, lists)], "values": values}
 
 
-def _rows(name: ScoreName, values: dict[str, list[float]]) -> list[dict[str, Any]]:
+def _rows(name: str, values: dict[str, list[float]]) -> list[dict[str, Any]]:
     import numpy as np
 
     right = np.array(values["right"], dtype=np.float64)
@@ -257,8 +256,8 @@ def choose_threshold(
     if calibration is None:
         raise CapfiltError(
             f"--{score} {wish} needs a calibrated filter, and this one is uncalibrated",
-            fix=f"give a number, e.g. --{score} 0.5, or train the filter with capfilt, which calibrates it on "
-            "held-out pairs",
+            fix=f"give a number, e.g. --{score} 0.5, or train the filter with capfilt, which calibrates it "
+            "on held-out pairs",
         )
     values = calibration["values"].get(score)
     if values is None or not values["right"]:
@@ -269,12 +268,15 @@ def choose_threshold(
     right, wrong = np.array(values["right"]), np.array(values["shuffled"])
     if aim == "recall":
         allowed = math.floor((1 - target) * len(right) + 1e-9)
-        return Chosen(float(np.sort(right)[allowed]), wish)
+        return Chosen(float(np.sort(right)[allowed]), f"{wish} of held-out clean pairs")
     best = math.nan
     for threshold in np.unique(right):
         precision, _ = precision_recall(right, wrong, float(threshold), noise_rate)
         if precision >= target:
-            return Chosen(float(threshold), f"{wish} at noise rate {noise_rate:g}")
+            return Chosen(
+                float(threshold),
+                f"{wish} at noise rate {noise_rate:g}, against shuffled captions, easier than real noise",
+            )
         best = max(precision, best) if not math.isnan(best) else precision
     raise CapfiltError(
         f"--{score} {wish}: no threshold reaches it on held-out pairs at noise rate {noise_rate:g}; "

@@ -206,7 +206,7 @@ def _calibrate(
     """Measure the trained filter on held-out pairs, in the precision it will score with."""
     import torch
 
-    from capfilt.evaluation.calibration import measure
+    from capfilt.evaluation.calibration import SCORES, measure
     from capfilt.models.devices import inference_type
     from capfilt.models.filter import MedFilter
     from capfilt.models.protocols import ImageBatch
@@ -219,7 +219,10 @@ def _calibrate(
             )
 
     model = MedFilter(bundle, torch.device(device), inference_type(job.precision))
-    return measure(model, batches, [pairs.pairs[index] for index in held_out], seed=job.seed)
+    scores = [name for name in SCORES if name in bundle.card.objectives]
+    return measure(
+        model, batches, [pairs.pairs[index] for index in held_out], scores=scores, seed=job.seed
+    )
 
 
 @dataclass(frozen=True)
