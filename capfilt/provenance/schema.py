@@ -49,7 +49,9 @@ SAMPLES = Table(
         Column("key", "string", "the sample's key in its shard"),
         Column("image_sha256", "string", "sha256 of the encoded image; null without an image"),
         Column("url", "string", "where the image came from, when the metadata says"),
-        Column("web_text", "string", "T_w as it stands in the shard; null when there is none or it was refused"),
+        Column(
+            "web_text", "string", "T_w as it stands in the shard; null when there is none or it was refused"
+        ),
         Column("width", "int32", "pixels, upright; null when the image was refused"),
         Column("height", "int32", "pixels, upright; null when the image was refused"),
         Column("status", "string", "ok: the image was used; refused: it was not"),
@@ -97,7 +99,9 @@ PAIRS = Table(
     "captions with the scores of the run's filter and the verdict of the newest policy",
     (
         *CAPTIONS.columns[:7],
-        Column("itc", "double", "cosine of image and text features by the run's filter; null where it lacks one"),
+        Column(
+            "itc", "double", "cosine of image and text features by the run's filter; null where it lacks one"
+        ),
         Column("itm", "double", "probability of a match by the run's filter; null where it lacks one"),
         CAPTIONS.columns[7],
         Column("filter", "string", "digest of the filter whose scores stand here"),
@@ -151,7 +155,9 @@ CALIBRATION = Table(
         Column("auroc_high", "double", "upper end of its 95% interval"),
         Column("precision_at_half", "double", "precision at ITM 0.5, as many right pairs as wrong ones"),
         Column("recall_at_half", "double", "recall at ITM 0.5"),
-        Column("weak", "bool", "auroc_low against shuffled captions is at or below 0.5, or nothing was measured"),
+        Column(
+            "weak", "bool", "auroc_low against shuffled captions is at or below 0.5, or nothing was measured"
+        ),
     ),
 )
 

@@ -262,12 +262,10 @@ def _write_verdicts(catalog: duckdb.DuckDBPyConnection, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    result = catalog.execute(
+    reader = catalog.sql(
         "SELECT pair_id, shard, key, source, candidate, filter, itc, itm, keep, reason FROM pairs "
         "ORDER BY pair_id"
-    )
-    reader = result.to_arrow_reader(65536)
-    assert reader is not None  # the stub allows None, a SELECT never gives it
+    ).to_arrow_reader(65536)
     with pq.ParquetWriter(folder / VERDICTS_FILE, reader.schema, compression="zstd") as writer:
         for batch in reader:
             writer.write_table(pa.Table.from_batches([batch]))
