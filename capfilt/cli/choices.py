@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 B = TypeVar("B", bound="Bootstrap")
 
+_ROLES = {"captioner": ("write captions", {"lm"}), "filter": ("score pairs", {"itc", "itm"})}
+"""What a model that is given must do, and the objectives of which one teaches it."""
+
 
 def chosen(
     base: B, *, config: Path | None = None, flags: Mapping[str, Any], assignments: Sequence[str] | None = None
@@ -27,6 +30,7 @@ def chosen(
     layers = [read_toml(config)] if config is not None else []
     settings = changed(base, *layers, nested(flags), assignments=assignments or ())
     _check_candidates(settings)
+    _check_bundles(settings)
     return settings
 
 
@@ -51,3 +55,19 @@ def _check_candidates(settings: Bootstrap) -> None:
             f"candidates is {settings.candidates}, and decoding.method {method} has one answer for a picture",
             fix="give --candidates 1, or draw by --set decoding.method=nucleus",
         )
+
+
+def _check_bundles(settings: Bootstrap) -> None:
+    """Refuse a model that cannot do what it is given for, before a run is made; its card says it."""
+    from capfilt.models.cards import read_card
+
+    for role, (verb, objectives) in _ROLES.items():
+        path = getattr(settings.bundles, role)
+        if path is None:
+            continue
+        card = read_card(path)
+        if not objectives.intersection(card.objectives):
+            raise CapfiltError(
+                f"{path} cannot {verb}: it is a {card.kind} trained for {', '.join(card.objectives)}",
+                fix=f"give --{role} a bundle that was trained for {' or '.join(sorted(objectives))}",
+            )

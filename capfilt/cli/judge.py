@@ -8,7 +8,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import nested
-from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.cli.output import print_json, print_next
 
 if TYPE_CHECKING:
     from capfilt.provenance.policy import Policy
@@ -63,7 +63,7 @@ def judge(
     else:
         found = newest_policy(opened)
         if found is None:
-            _report_none(run, json=json)
+            _report_none(opened, json=json)
             return
         in_force = found
     _report(opened, *in_force, json=json)
@@ -103,10 +103,12 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
     print_next(next_command)
 
 
-def _report_none(path: Any, *, json: bool) -> None:
-    following = next_step("judge", path, "--itm", "0.5")
+def _report_none(run: RunDir, *, json: bool) -> None:
+    from capfilt.reports.summary import first_policy
+
+    next_command = first_policy(run)
     if json:
-        print_json({"policy": None, "next_command": following})
+        print_json({"policy": None, "next_command": next_command})
         return
     print("no policy is in force: nothing was judged yet")
-    print_next(following)
+    print_next(next_command)

@@ -16,6 +16,7 @@ from capfilt.reports.progress import shown_progress
 
 if TYPE_CHECKING:
     from capfilt.settings import Bootstrap
+    from capfilt.stages.context import Stage
 
 CaptionerNeeded = Annotated[
     Path, typer.Option("--captioner", metavar="BUNDLE", help="Captioner to use.", show_default=False)
@@ -56,6 +57,7 @@ def recaption(
     """
     from capfilt.settings import Bootstrap
     from capfilt.stages.bootstrap import Request
+    from capfilt.stages.judge import JudgePairs
     from capfilt.stages.process import RecaptionAndScore
 
     settings = chosen(
@@ -74,7 +76,8 @@ def recaption(
         },
         assignments=assignments,
     )
-    stages = [RecaptionAndScore(recaption=True, score=False)]
+    # Without scores every caption is kept: a policy that says so, or nothing could be exported.
+    stages: list[Stage] = [RecaptionAndScore(recaption=True, score=False), JudgePairs()]
     request = Request(web, None, out, settings, stages, command=typed_command(ctx))
     run_and_report(request, json=json, quiet=quiet)
 

@@ -14,7 +14,7 @@ from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import read_json
 from capfilt.stages.export import MANIFEST_FILE
-from capfilt.stages.judge import advice, mend_command, weak_scores_of
+from capfilt.stages.judge import advice, filters_of, mend_command, weak_scores_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -177,17 +177,26 @@ def following(run: RunDir, policy: Policy) -> str:
     return shlex.join(["capfilt", "export", str(run.path), "--to", str(run.export)])
 
 
+def first_policy(run: RunDir) -> str:
+    """Return the command for a run that nobody judged: judge it where it holds scores, else go on with it."""
+    if filters_of(run):
+        return shlex.join(["capfilt", "judge", str(run.path), "--itm", "0.5"])
+    return going_on(run)
+
+
+def going_on(run: RunDir) -> str:
+    """Return the command that started the run; given again, it goes on."""
+    record = read_json(run.run_file, mend="restore run.json from a copy, or start a new run elsewhere")
+    return shlex.join(map(str, record.get("command") or ["capfilt", "bootstrap", "--help"]))
+
+
 def _next_command(run: RunDir, summary: dict[str, Any]) -> str:
     """Return what to type next: go on with a run that was stopped, judge it, or what follows its policy."""
     last = summary["stages"][-1]["status"] if summary["stages"] else None
-    if not summary["samples"]["shards"] or last in ("failed", "running", "interrupted"):
-        record = read_json(run.run_file, mend="restore run.json from a copy, or start a new run elsewhere")
-        return shlex.join(map(str, record.get("command") or ["capfilt", "bootstrap", "--help"]))
     newest = newest_policy(run)
-    if newest is None:
-        rule = ["--itm", "0.5"] if summary["scores"] else []
-        return shlex.join(["capfilt", "judge", str(run.path), *rule])
-    return following(run, newest[1])
+    if not summary["samples"]["shards"] or last in ("failed", "running", "interrupted"):
+        return going_on(run)
+    return first_policy(run) if newest is None else following(run, newest[1])
 
 
 def _is_exported(run: RunDir, policy: Policy) -> bool:

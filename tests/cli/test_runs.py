@@ -94,13 +94,18 @@ def test_judge_by_a_filter_that_never_scored_is_the_users_error(capfilt: Capfilt
 
 
 def test_judge_on_a_run_that_nobody_judged_says_how_to(capfilt: Capfilt, tmp_path: Path) -> None:
-    started_run(tmp_path / "run")
+    made_run(tmp_path / "run", policy=False)
     ended = capfilt("judge", "run")
     assert ended.exit_code == 0
     assert ended.stdout.splitlines() == [
         "no policy is in force: nothing was judged yet",
         "capfilt judge run --itm 0.5",
     ]
+
+
+def test_judge_on_a_run_that_holds_no_scores_goes_on_with_the_run(capfilt: Capfilt, tmp_path: Path) -> None:
+    started_run(tmp_path / "run")
+    assert capfilt("judge", "run").stdout.splitlines()[-1] == "capfilt bootstrap 'my web' --out run"
     assert json.loads(capfilt("judge", "run", "--json").stdout)["policy"] is None
 
 

@@ -48,15 +48,20 @@ def test_a_pipeline_that_changes_a_default_keeps_the_meaning() -> None:
     ]
 
 
-def test_a_pipelines_own_values_are_listed(capfilt: Capfilt) -> None:
-    rows = {
-        row["name"]: row["value"]
-        for row in json.loads(capfilt("settings", "--pipeline", "small", "--json").stdout)
-    }
-    assert rows["pipeline"] == "small"
-    assert rows["model.images.size_px"] == 64
-    assert rows["pretrain.phases.0.lm"] == 1.0
-    assert "decoding.min_tokens = 2 (at least 0)" in capfilt("settings", "--pipeline", "small").stdout
+def test_a_pipelines_own_values_are_listed(capfilt: Capfilt, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from capfilt.settings import Bootstrap, Decoding, Phase, Training\n"
+        "class Choices(Bootstrap):\n"
+        "    decoding: Decoding = Decoding(min_tokens=2)\n"
+        "    pretrain: Training | None = Training(phases=(Phase(itc=0.5), Phase(lm=0.25)))\n"
+        "def stages(choices):\n    return []\n"
+    )
+    listed = json.loads(capfilt("settings", "--pipeline", "mine.py", "--json").stdout)
+    rows = {row["name"]: row["value"] for row in listed}
+    assert rows["pipeline"] == "mine.py"
+    assert (rows["pretrain.phases.0.itc"], rows["pretrain.phases.1.lm"]) == (0.5, 0.25)
+    shown = capfilt("settings", "--pipeline", "mine.py").stdout
+    assert "decoding.min_tokens = 2 (at least 0)\n    Shortest caption" in shown
 
 
 @pytest.mark.parametrize(
