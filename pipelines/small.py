@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Choices(Bootstrap):
-    """A ViT behind a convolutional stem at 64 px, two text layers."""
+    """A ViT behind a convolutional stem at 48 px, two text layers."""
 
     model: Model = Model(
-        images=Images(size_px=64),
+        images=Images(size_px=48),
         vision=Vision(patch_px=8, width=128, layers=3, heads=4, stem="convolution"),
         text=Text(width=128, layers=2, heads=4, feed_forward=512, vocabulary=4000),
         embed=64,
