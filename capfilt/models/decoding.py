@@ -7,12 +7,16 @@ and not on what else is in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from capfilt.models.devices import widened
-from capfilt.settings import Decoding
+
+if TYPE_CHECKING:
+    from capfilt.settings import Decoding
 
 NextLogits = Callable[[Tensor], Tensor]
 """Given the new token ids (rows, new tokens), the logits (rows, vocabulary) of the token after them."""
@@ -119,16 +123,15 @@ def beam(
         closing[:, beams:] = -torch.inf
         value, rank = closing.max(1)
         better = value > best
-        row = (first_row[:, 0] + parents.gather(1, rank[:, None])[:, 0])[better]
+        row = first_row[:, 0] + parents.gather(1, rank[:, None])[:, 0]
+        closed = F.pad(ids[row, start.shape[1] :], (0, width - position), value=end)
         best = torch.where(better, value, best)
-        best_ids[better] = end
-        best_ids[better, :position] = ids[row, start.shape[1] :]
+        best_ids = torch.where(better[:, None], closed, best_ids)
         scores, going = values.masked_fill(ends, -torch.inf).topk(beams, dim=1)
         index = (first_row + parents.gather(1, going)).flatten()
         new = tokens.gather(1, going).view(-1, 1)
         ids = torch.cat([ids[index], new], dim=1)
         reorder(index)
     value, rank = (scores / width**decoding.length_penalty).max(1)
-    better = value > best
-    best_ids[better] = ids[(first_row[:, 0] + rank)[better], start.shape[1] :]
-    return best_ids
+    unfinished = ids[first_row[:, 0] + rank, start.shape[1] :]
+    return torch.where((value > best)[:, None], unfinished, best_ids)
