@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,14 +28,15 @@ from capfilt.models.protocols import ImageBatch
 from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 from capfilt.settings import Decoding, Images, Model, Text, Vision
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 MODEL = Model(
     images=Images(size_px=224),
     vision=Vision(patch_px=16, width=192, layers=6, heads=3),
     text=Text(width=192, layers=4, heads=3, feed_forward=768, dropout=0.0),
 )
-WORDS = [
-    f"{a} {b} {c}" for a in "red green blue".split() for b in "big small".split() for c in "cat dog".split()
-]
+WORDS = [f"{a} {b} {c}" for a in ["red", "green", "blue"] for b in ["big", "small"] for c in ["cat", "dog"]]
 
 
 def main() -> None:

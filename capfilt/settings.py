@@ -213,6 +213,9 @@ class Compute(Settings):
 class Judge(Settings):
     """Which pairs are kept (BLIP, section 3.3: ITM of at least 0.5, each text on its own)."""
 
+    # A threshold is a number or a wish; as a number it may be typed without quotes.
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     itm: str | None = None
     """Least ITM: a probability, auto:precision=P or auto:recall=R."""
     itc: str | None = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-GROUND = frozenset({"__init__", "canonical", "draws", "errors", "files", "records", "settings"})
+GROUND = frozenset({"__init__", "canonical", "draws", "errors", "files", "records", "settings", "versions"})
 
 FLOORS: tuple[frozenset[str], ...] = (
     GROUND,

@@ -262,8 +262,8 @@ def choose_threshold(
     values = calibration["values"].get(score)
     if values is None or not values["right"]:
         raise CapfiltError(
-            f"--{score} {wish}: the filter was calibrated without {score.upper()}",
-            fix=f"choose by another score, or give a number, e.g. --{score} 0.5",
+            f"--{score} {wish}: the filter's bundle holds no calibration of {score.upper()}",
+            fix=f"put the bundle back where it was, choose by another score, or give a number: --{score} 0.5",
         )
     right, wrong = np.array(values["right"]), np.array(values["shuffled"])
     if aim == "recall":

@@ -88,11 +88,11 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
     policy = _policy(run)
     weak = sorted(weak_scores_of(run, policy))
     if weak and not export.accept_weak_filter:
+        accept = f"capfilt export {shlex.quote(str(run.path))} --accept-weak-filter"
         raise CapfiltError(
             f"nothing is exported: the policy reads {_names(weak)}, no better than chance on held-out clean "
             "pairs",
-            fix=f"{mend_command(run)}, or take it as it is with `capfilt export {shlex.quote(str(run.path))} "
-            "--accept-weak-filter`",
+            fix=" or ".join(dict.fromkeys((mend_command(run), accept))),
         )
     with open_catalog(run) as catalog:
         facts = _facts(catalog, policy, export)

@@ -6,6 +6,7 @@ policy on disk holds numbers and can be read without it.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,16 @@ from capfilt.evaluation.calibration import ScoreName, choose_threshold, weak_sco
 from capfilt.models.cards import CARD_FILE, read_calibration, read_card
 from capfilt.provenance.catalog import open_catalog, pair_counts
 from capfilt.provenance.commit import manifests
-from capfilt.provenance.policy import AtLeast, PerImage, Policy, Rescue, Rule, TopFraction, write_policy
+from capfilt.provenance.policy import (
+    AtLeast,
+    PerImage,
+    Policy,
+    Rescue,
+    Rule,
+    TopFraction,
+    newest_policy,
+    write_policy,
+)
 from capfilt.provenance.rundir import RunDir, json_files, read_json
 from capfilt.stages.context import Outcome
 
@@ -99,16 +109,33 @@ def filters_of(run: RunDir) -> list[str]:
     return found
 
 
+def filter_in_force(run: RunDir) -> str | None:
+    """Return the filter whose scores the newest policy reads, else the one that scored the run first."""
+    newest = newest_policy(run)
+    if newest is not None and newest[1].filter is not None:
+        return newest[1].filter
+    return next(iter(filters_of(run)), None)
+
+
 def calibration_of(run: RunDir, digest: str) -> dict[str, Any] | None:
-    """Return what a filter's bundle says of its scores; None when it is uncalibrated or gone."""
+    """Return what a filter's bundle says of its scores; None when nobody calibrated it.
+
+    Where the bundle is gone, the rows that the run recorded speak for it, without the values that an
+    `auto:` threshold needs.
+    """
+    mend = "remove the file and give the run's command again"
     paths = [run.model("filter")]
     for file in json_files(run.models):
-        row = read_json(file, mend="remove the file and give the run's command again")
+        row = read_json(file, mend=mend)
         if row["model"] == digest:
             paths.append(Path(row["path"]))
     for path in paths:
         if (path / CARD_FILE).exists() and read_card(path).weights == digest:
             return read_calibration(path)
+    for file in json_files(run.calibration):
+        rows = read_json(file, mend=mend)
+        if any(row["model"] == digest for row in rows):
+            return {"rows": rows, "values": {}}
     return None
 
 
@@ -145,11 +172,11 @@ def signal_beside(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def advice(run: RunDir) -> list[str]:
-    """Return sentences on the run's filter, and the policy to type where another score serves better."""
-    scored_by = filters_of(run)
-    if not scored_by:
+    """Return sentences on the filter in force, and the policy to type where another score serves better."""
+    digest = filter_in_force(run)
+    if digest is None:
         return []
-    calibration = calibration_of(run, scored_by[0])
+    calibration = calibration_of(run, digest)
     lines = warnings_of(calibration)
     if (row := signal_beside(calibration)) is not None:
         lines.append(
@@ -161,11 +188,9 @@ def advice(run: RunDir) -> list[str]:
 
 def mend_command(run: RunDir) -> str:
     """Return what to type where a policy reads a weak score."""
-    import shlex
-
     path = shlex.quote(str(run.path))
-    scored_by = filters_of(run)
-    if scored_by and signal_beside(calibration_of(run, scored_by[0])) is not None:
+    digest = filter_in_force(run)
+    if digest is not None and signal_beside(calibration_of(run, digest)) is not None:
         return f"capfilt judge {path} --itc auto:recall=0.85"
     return f"capfilt export {path} --accept-weak-filter"
 

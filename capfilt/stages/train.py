@@ -220,9 +220,7 @@ def _calibrate(
 
     model = MedFilter(bundle, torch.device(device), inference_type(job.precision))
     scores = [name for name in SCORES if name in bundle.card.objectives]
-    return measure(
-        model, batches, [pairs.pairs[index] for index in held_out], scores=scores, seed=job.seed
-    )
+    return measure(model, batches, [pairs.pairs[index] for index in held_out], scores=scores, seed=job.seed)
 
 
 @dataclass(frozen=True)
