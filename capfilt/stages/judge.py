@@ -27,10 +27,10 @@ from capfilt.provenance.policy import (
     write_policy,
 )
 from capfilt.provenance.rundir import RunDir, json_files, read_json
+from capfilt.settings import Judge
 from capfilt.stages.context import Outcome
 
 if TYPE_CHECKING:
-    from capfilt.settings import Judge
     from capfilt.stages.context import Context
 
 DEFAULT_ITM = "0.5"
@@ -49,7 +49,9 @@ class JudgePairs:
 
     def run(self, context: Context) -> Outcome:
         """Write the policy and count its verdicts."""
-        number, policy = judge_run(context.run, context.settings.judge)
+        # A pipeline's own rule is for its filter: without one every caption is kept.
+        judge = context.settings.judge if context.settings.filter else Judge()
+        number, policy = judge_run(context.run, judge)
         with open_catalog(context.run) as catalog:
             counts = pair_counts(catalog)
         kept = sum(count for _, keep, _, count in counts if keep)
@@ -69,11 +71,12 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
     """Return the policy that `judge` asks for, its wishes turned into numbers.
 
     Thresholds come first, then the fraction, the rescue, and the number per image. Without a
-    threshold or a fraction ITM must be at least 0.5. A run without scores keeps every caption.
+    threshold or a fraction ITM must be at least 0.5. A run without scores keeps every caption; a rule
+    is refused there, unless there is no caption at all.
     """
     scored_by = filters_of(run)
     if not scored_by:
-        if judge.is_given:
+        if judge.is_given and any(manifest["rows"].get("captions") for manifest in manifests(run)):
             raise CapfiltError(
                 f"{run.path} holds no scores, so no rule can be applied",
                 fix=f"score it first: capfilt score {run.path} --filter BUNDLE",
