@@ -21,6 +21,7 @@ from capfilt.data.writers import ShardWriter, extension_of
 from capfilt.errors import CapfiltError
 from capfilt.files import whole_folder
 from capfilt.provenance.catalog import open_catalog
+from capfilt.provenance.commit import manifests
 from capfilt.provenance.policy import Policy, newest_policy
 from capfilt.records import Source
 from capfilt.stages.context import Outcome
@@ -95,7 +96,7 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
             fix=" or ".join(dict.fromkeys((mend_command(run), accept))),
         )
     with open_catalog(run) as catalog:
-        facts = _facts(catalog, policy, export)
+        facts = _facts(run, policy, export)
         if (
             (old := _old_manifest(to, overwrite=overwrite)) is not None
             and old["facts"] == facts
@@ -142,12 +143,17 @@ def _policy(run: RunDir) -> Policy:
     return newest[1]
 
 
-def _facts(catalog: duckdb.DuckDBPyConnection, policy: Policy, export: Export) -> dict[str, Any]:
+def _facts(run: RunDir, policy: Policy, export: Export) -> dict[str, Any]:
     """Return everything the bytes of an export depend on."""
-    shards = catalog.execute("SELECT shard, fingerprint FROM shards ORDER BY shard").fetchall()
+    # Scores of a further filter are committed apart from the shard's rows, and count where it judges.
+    rows = [
+        [manifest["kind"], manifest["shard"], manifest["fingerprint"]]
+        for manifest in manifests(run)
+        if manifest["kind"] == "shard" or policy.filter in manifest["filters"]
+    ]
     return {
         "format": 1,
-        "rows": digest_of([list(row) for row in shards]),
+        "rows": digest_of(rows),
         "policy": {**policy.record(), "digest": policy.digest, "words": policy.words},
         "export": export.model_dump(mode="json"),
     }
