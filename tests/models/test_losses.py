@@ -127,7 +127,8 @@ def test_a_negative_is_admissible_and_lies_where_its_number_points(
             continue
         assert column in admissible
         logits = [float(similarities[row, c]) / float(torch.tensor(temperature)) for c in range(columns)]
-        weights = [math.exp(x - max(logits[c] for c in admissible)) for x in logits]
+        highest = max(logits[c] for c in admissible)
+        weights = [0.0 if same[row, c] else math.exp(logits[c] - highest) for c in range(columns)]
         mass = sum(weights[c] for c in admissible)
         before = sum(weights[c] for c in admissible if c < column) / mass
         assert before - 1e-9 <= number <= before + weights[column] / mass + 1e-9
