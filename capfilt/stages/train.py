@@ -335,7 +335,7 @@ def record_bundle(run: RunDir, path: Path) -> None:
         {
             "model": card.weights,
             "kind": card.kind,
-            "path": str(path),
+            "path": str(path.absolute()),
             "parent": card.parent,
             "data": card.data,
             "settings": canonical_json({name: values[name] for name in MODEL_ROW_SETTINGS}),

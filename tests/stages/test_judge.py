@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -284,6 +285,29 @@ def test_a_policy_that_reads_both_scores_is_as_weak_as_the_weaker(
     assert outcome.status == "withheld"
     assert "ITC" in outcome.detail
     assert outcome.next_command.endswith("--accept-weak-filter"), "ITM is strong: --itc is no way on"
+
+
+@pytest.mark.parametrize("change", ["elsewhere", "gone"])
+def test_a_weak_filter_stays_weak_from_another_folder_and_without_its_bundle(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    weak = world.calibrated(bundles["filter"], tmp_path / "weak", itm=WEAK, itc=STRONG)
+    monkeypatch.chdir(tmp_path)
+    given = {**bundles, "filter": weak.relative_to(tmp_path)}
+    run = world.run(tmp_path / "run", world.REAL / "photos.tar", given).run
+    monkeypatch.chdir("/")
+    if change == "gone":
+        shutil.rmtree(weak)
+
+    with pytest.raises(CapfiltError, match="nothing is exported"):
+        export_run(run, tmp_path / "to", Export())
+
+    assert weak_scores_of(run, policy_of(run, Judge())) == {"itm"}
+    assert any("ITC carries a signal" in line for line in advice(run))
+    if change == "gone":
+        with pytest.raises(CapfiltError, match="holds no calibration of ITC") as caught:
+            judge_run(run, Judge(itc="auto:recall=0.85"))
+        assert "bundle back" in caught.value.fix
 
 
 def test_the_edge_of_one_half_is_weak(bundles: dict[str, Path], fresh: RunDir) -> None:
