@@ -2,7 +2,8 @@
 
 Everything a run must not lose is written to a temporary beside its place, flushed to disk and
 renamed. A process killed at any moment leaves the old file, the new one, or a stray temporary whose
-name starts with a dot and that the next writer removes.
+name starts with a dot and that the next writer removes. A folder that replaces another is away for a
+moment between two renames; killed there, the next writer puts the old one back first.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; when the block ends without an error it replaces `path`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.old")
+        if aside.exists() and not path.exists():
+            aside.replace(path)  # killed between the two renames below: the old folder comes back
         temporary = _temporary(path)
         remove_temporaries(path)
         temporary.mkdir()
@@ -53,7 +57,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             flush_folder(temporary)
             if path.exists():
                 # A folder cannot be replaced in one step: the old one steps aside first.
-                aside = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.old")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.replace(aside)
                 temporary.replace(path)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Status(StrEnum):
@@ -123,4 +125,4 @@ class Scores:
 def pair_id(*, shard: str, key: str, source: Source, candidate: int, round_number: int) -> str:
     """Name of one image with one caption within a run: 32 hex digits, the same at every run."""
     parts = "\0".join((shard, key, source.value, str(candidate), str(round_number)))
-    return hashlib.sha256(parts.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(parts.encode("utf-8", "backslashreplace")).hexdigest()[:32]

@@ -166,7 +166,7 @@ class Phase(Settings):
 class Training(Settings):
     """How one model is trained: phase after phase."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, ...] = Field(min_length=1)
     checkpoint_every: int = Field(200, ge=1)
     """Steps between two checkpoints; a killed training loses at most these."""
     validate_every: int = Field(500, ge=1)
@@ -357,7 +357,15 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
         if isinstance(here[step], tuple):
             here[step] = list(here[step])
         here = here[step]
-    here[path[-1]] = value
+    last: int | str = path[-1]
+    if isinstance(here, list):
+        if not (path[-1].isdigit() and int(path[-1]) < len(here)):
+            raise CapfiltError(
+                f"there is no setting {'.'.join(path)}: {'.'.join(path[:-1])} has {len(here)} parts",
+                fix="count them from 0; `capfilt settings` lists them",
+            )
+        last = int(path[-1])
+    here[last] = value
 
 
 def _value(text: str) -> Any:

@@ -23,14 +23,14 @@ class Choices(Bootstrap):
     model: Model = Model(
         images=Images(size_px=48),
         vision=Vision(patch_px=8, width=128, layers=3, heads=4, stem="convolution"),
-        text=Text(width=128, layers=2, heads=4, feed_forward=512, vocabulary=4000),
+        text=Text(width=128, layers=2, heads=4, feed_forward=512, vocabulary=2000, max_tokens=24),
         embed=64,
     )
     pretrain: Training | None = Training(
-        phases=(Phase(itc=1.0, itm=1.0, lm=1.0, itm_from=0.4, steps=600, learning_rate=1e-3),)
+        phases=(Phase(itc=1.0, itm=1.0, lm=1.0, itm_from=0.2, steps=600, learning_rate=1e-3),)
     )
-    captioner_training: Training = Training(phases=(Phase(lm=1.0, steps=300, learning_rate=3e-4),))
-    filter_training: Training = Training(phases=(Phase(itc=1.0, itm=1.0, steps=300, learning_rate=3e-4),))
+    captioner_training: Training = Training(phases=(Phase(lm=1.0, steps=200, learning_rate=3e-4),))
+    filter_training: Training = Training(phases=(Phase(itc=1.0, itm=1.0, steps=200, learning_rate=3e-4),))
     # Clean captions may be two words long; the default of 5 tokens would make such a captioner babble.
     decoding: Decoding = Decoding(min_tokens=2)
 

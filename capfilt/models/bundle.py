@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json
 from capfilt.errors import CapfiltError
@@ -25,7 +22,14 @@ from capfilt.models.cards import (
 )
 from capfilt.models.med import MED
 from capfilt.models.vocabulary import Vocabulary, load_vocabulary
-from capfilt.settings import Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from capfilt.settings import Model
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -46,7 +50,9 @@ class Packed:
     bundle: Bundle
     weights: bytes
 
-    def write(self, calibration: dict[str, Any] | None = None, metrics: list[dict[str, Any]] | None = None) -> None:
+    def write(
+        self, calibration: dict[str, Any] | None = None, metrics: list[dict[str, Any]] | None = None
+    ) -> None:
         """Write the bundle, all or nothing, with a filter's calibration and the training's rows."""
         card = self.bundle.card
         with whole_folder(self.bundle.path) as folder:

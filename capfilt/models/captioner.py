@@ -6,17 +6,22 @@ once and never copied; each token costs one step over cached states.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from capfilt.data.images import normalise
 from capfilt.draws import uniforms
+from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
-from capfilt.models.bundle import Bundle
-from capfilt.models.med import MED
-from capfilt.models.protocols import ImageBatch
 from capfilt.models.text import ImageMemory, TokenCache
-from capfilt.settings import Decoding
+
+if TYPE_CHECKING:
+    from capfilt.models.bundle import Bundle
+    from capfilt.models.med import MED
+    from capfilt.models.protocols import ImageBatch
+    from capfilt.settings import Decoding
 
 
 class MedCaptioner:
@@ -30,12 +35,14 @@ class MedCaptioner:
         self._vocabulary = bundle.vocabulary
 
     @torch.inference_mode()
-    def caption(self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int) -> list[list[str]]:
+    def caption(
+        self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int
+    ) -> list[list[str]]:
         """Return captions by picture and candidate; see `protocols.Captioner`."""
         device = self.model.device
         pixels = torch.from_numpy(batch.squares(self._images)).to(device)
         states = self.model.encode_image(normalise(pixels, self._images).to(self._dtype))
-        prompt = torch.tensor(self._vocabulary.prompt(decoding.prompt), device=device)
+        prompt = self._prompt(decoding).to(device)
         writing = _Writing(self.model, self.model.memory(states))
         end = self._vocabulary.sep
         if decoding.method == "beam":
@@ -43,12 +50,28 @@ class MedCaptioner:
             ids = search.beam(writing.next_logits, writing.reorder, start, decoding, end)
         else:
             rows = len(batch) * (candidates if decoding.method == "nucleus" else 1)
-            numbers = _numbers(batch, decoding, seed, candidates).to(device) if decoding.method == "nucleus" else None
+            numbers = (
+                _numbers(batch, decoding, seed, candidates).to(device)
+                if decoding.method == "nucleus"
+                else None
+            )
             ids = search.write(writing.next_logits, prompt.expand(rows, -1), decoding, end, numbers)
         texts = [self._text(row) for row in ids.tolist()]
         each = len(texts) // len(batch)
         # Greedy and beam search have one answer: every candidate is that one.
         return [(texts[n * each : (n + 1) * each] * candidates)[:candidates] for n in range(len(batch))]
+
+    def _prompt(self, decoding: Decoding) -> Tensor:
+        """Return the ids that every caption begins with; with the longest caption they must have places."""
+        ids = self._vocabulary.prompt(decoding.prompt)
+        places = self.model.text.positions.num_embeddings
+        if len(ids) + decoding.max_tokens > places:
+            raise CapfiltError(
+                f"decoding.max_tokens is {decoding.max_tokens} after a prompt of {len(ids)} tokens; this "
+                f"captioner has {places} places",
+                fix=f"set decoding.max_tokens to {max(1, places - len(ids))} at most",
+            )
+        return torch.tensor(ids)
 
     def _text(self, ids: list[int]) -> str:
         end = self._vocabulary.sep

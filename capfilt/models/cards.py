@@ -13,13 +13,15 @@ The card is the only file that is believed; the rest must agree with it.
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from capfilt.errors import CapfiltError
 from capfilt.settings import Model, Settings, validated
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CARD_FILE = "capfilt.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -62,7 +64,8 @@ def read_card(path: Path) -> Card:
         what = "there is no such folder" if not path.exists() else f"it has no {CARD_FILE}"
         raise CapfiltError(
             f"{path} is no bundle: {what}",
-            fix="give a folder that `capfilt train captioner|filter CLEAN --out BUNDLE` or a run's models/ made",
+            fix="give a folder that `capfilt train captioner|filter CLEAN --out BUNDLE` made, or one in a "
+            "run's models/",
         ) from error
     except (OSError, ValueError) as error:
         raise CapfiltError(
@@ -88,5 +91,7 @@ def read_calibration(path: Path) -> dict[str, Any] | None:
     try:
         calibration: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CapfiltError(f"{file} cannot be read: {error}", fix="give a whole bundle; copy it again") from error
+        raise CapfiltError(
+            f"{file} cannot be read: {error}", fix="give a whole bundle; copy it again"
+        ) from error
     return calibration

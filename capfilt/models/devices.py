@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from capfilt.errors import CapfiltError
-from capfilt.settings import Compute
+
+if TYPE_CHECKING:
+    from capfilt.settings import Compute
 
 
 def find_devices(compute: Compute) -> tuple[list[str], str]:
@@ -24,7 +27,7 @@ def find_devices(compute: Compute) -> tuple[list[str], str]:
         names = [compute.device if ":" in compute.device else "cuda:0"]
         if int(names[0].partition(":")[2]) >= torch.cuda.device_count():
             raise CapfiltError(
-                f"--device {compute.device}: this machine has {torch.cuda.device_count()} GPUs that torch can use",
+                f"--device {compute.device}: torch can use {torch.cuda.device_count()} GPUs of this machine",
                 fix="give --device cpu, or --device auto to take what there is",
             )
     is_cpu = names == ["cpu"]

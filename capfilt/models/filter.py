@@ -5,16 +5,20 @@ The image is encoded once for all its texts, which stand side by side over its k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from capfilt.data.images import normalise
-from capfilt.models.bundle import Bundle
 from capfilt.models.devices import widened
-from capfilt.models.protocols import ImageBatch
 from capfilt.records import Scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from capfilt.models.bundle import Bundle
+    from capfilt.models.protocols import ImageBatch
 
 
 class MedFilter:

@@ -6,17 +6,21 @@ self-attention. A model that serves fewer functions simply lacks the others' par
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
-from capfilt.models.cards import Objective
 from capfilt.models.devices import widened
 from capfilt.models.text import ImageMemory, TextTransformer, TokenCache, WordHead
 from capfilt.models.vision import ImageEncoder
-from capfilt.settings import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from capfilt.models.cards import Objective
+    from capfilt.settings import Model
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 0.5
 """Between these the learned temperature of ITC stays (BLIP's released code)."""
@@ -27,7 +31,9 @@ class MED(nn.Module):
 
     def __init__(self, model: Model, vocabulary_size: int, objectives: Iterable[Objective]) -> None:
         super().__init__()
-        self.objectives: tuple[Objective, ...] = tuple(o for o in ("itc", "itm", "lm") if o in set(objectives))
+        self.objectives: tuple[Objective, ...] = tuple(
+            o for o in ("itc", "itm", "lm") if o in set(objectives)
+        )
         reads = "itc" in self.objectives or "itm" in self.objectives
         writes = "lm" in self.objectives
         self.image = ImageEncoder(model.vision, model.images)
@@ -59,7 +65,7 @@ class MED(nn.Module):
                 self.temperature.clamp_(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Return image states, shape (images, 1 + patches, image width), of pixels (images, 3, side, side)."""
+        """Return image states, (images, 1 + patches, image width), of pixels (images, 3, side, side)."""
         states: Tensor = self.image(pixels)
         return states
 
@@ -86,7 +92,7 @@ class MED(nn.Module):
     def lm_logits(
         self, ids: Tensor, memory: list[ImageMemory], caches: list[TokenCache] | None = None
     ) -> Tensor:
-        """Return logits of each next token, shape (rows, tokens, vocabulary), of texts that begin with [DEC]."""
+        """Return logits of each next token, (rows, tokens, vocabulary), of texts that begin with [DEC]."""
         logits: Tensor = self.word_head(self.text(ids, None, "decoder", memory, caches), self.text.words)
         return logits
 

@@ -6,18 +6,20 @@ is decoded once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from capfilt.data.images import to_square
-from capfilt.records import Scores
-from capfilt.settings import Decoding, Images
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from capfilt.records import Scores
+    from capfilt.settings import Decoding, Images
 
 
 @dataclass
@@ -49,7 +51,9 @@ class Captioner(Protocol):
         """Name of the weights: their sha256."""
         ...
 
-    def caption(self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int) -> list[list[str]]:
+    def caption(
+        self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int
+    ) -> list[list[str]]:
         """Return `candidates` captions for each picture, without the prompt.
 
         A caption depends on the model, the decoding, and (seed, image sha256, candidate number) alone.

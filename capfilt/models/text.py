@@ -8,13 +8,14 @@ three functions; everything but self-attention is shared between them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  # the name everybody reads
+from torch.nn import functional as F  # the name everybody reads
 
-from capfilt.settings import Text
+if TYPE_CHECKING:
+    from capfilt.settings import Text
 
 Direction = Literal["encoder", "decoder"]
 NORM_EPSILON = 1e-12
@@ -36,21 +37,24 @@ class ImageMemory:
 class TokenCache:
     """Keys and values of one layer's causal self-attention over the tokens so far.
 
-    Room for the longest text is taken once, so that a step copies one token and not all of them.
+    Room for more tokens than there are is taken at once and doubled when it is full, so that a step
+    copies one token and not all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 32) -> None:
         self.length = 0
+        self._room = room
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
-    def extend(self, keys: Tensor, values: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append (rows, heads, new tokens, head width) and return all keys and values so far."""
-        if self._keys is None or self._values is None:
-            rows, heads, _, width = keys.shape
-            self._keys = keys.new_empty(rows, heads, room, width)
-            self._values = values.new_empty(rows, heads, room, width)
         end = self.length + keys.shape[2]
+        if self._keys is None or self._values is None or end > self._keys.shape[2]:
+            while self._room < end:
+                self._room *= 2
+            self._keys = self._roomier(self._keys, keys)
+            self._values = self._roomier(self._values, values)
         self._keys[:, :, self.length : end] = keys
         self._values[:, :, self.length : end] = values
         self.length = end
@@ -58,8 +62,16 @@ class TokenCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was (beam search)."""
-        if self._keys is not None and self._values is not None:
-            self._keys, self._values = self._keys[rows], self._values[rows]
+        for tensor in (self._keys, self._values):
+            if tensor is not None:
+                tensor[:, :, : self.length] = tensor[rows, :, : self.length]
+
+    def _roomier(self, old: Tensor | None, like: Tensor) -> Tensor:
+        rows, heads, _, width = like.shape
+        new = like.new_empty(rows, heads, self._room, width)
+        if old is not None:
+            new[:, :, : self.length] = old[:, :, : self.length]
+        return new
 
 
 class SelfAttention(nn.Module):
@@ -74,14 +86,17 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(text.width, eps=NORM_EPSILON)
 
     def forward(
-        self, states: Tensor, visible: Tensor | None, *, causal: bool, cache: TokenCache | None, room: int
+        self, states: Tensor, visible: Tensor | None, *, causal: bool, cache: TokenCache | None
     ) -> Tensor:
-        """Return new states, shape (rows, tokens, width); `visible` is (rows, 1, 1, tokens), true to attend."""
+        """Return new states, shape (rows, tokens, width).
+
+        `visible` (rows, 1, 1, tokens) is true where a token may be attended to.
+        """
         rows, tokens, width = states.shape
         qkv = self.qkv(states).view(rows, tokens, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
         if cache is not None:
-            keys, values = cache.extend(keys, values, room)
+            keys, values = cache.extend(keys, values)
         attended = F.scaled_dot_product_attention(
             queries,
             keys,
@@ -91,7 +106,8 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         out = self.out(attended.transpose(1, 2).reshape(rows, tokens, width))
-        return self.norm(states + F.dropout(out, self.dropout, self.training))  # type: ignore[no-any-return]
+        new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
+        return new
 
 
 class CrossAttention(nn.Module):
@@ -126,7 +142,8 @@ class CrossAttention(nn.Module):
             queries, memory.keys, memory.values, dropout_p=self.dropout if self.training else 0.0
         )
         out = self.out(attended.transpose(1, 2).reshape(rows, tokens, width))
-        return self.norm(states + F.dropout(out, self.dropout, self.training))  # type: ignore[no-any-return]
+        new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
+        return new
 
 
 class FeedForward(nn.Module):
@@ -142,13 +159,16 @@ class FeedForward(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return new states, same shape."""
         out = self.down(F.gelu(self.up(states)))
-        return self.norm(states + F.dropout(out, self.dropout, self.training))  # type: ignore[no-any-return]
+        new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
+        return new
 
 
 class Layer(nn.Module):
     """One layer: a self-attention for each direction it serves, and the parts they share."""
 
-    def __init__(self, text: Text, image_width: int, directions: tuple[Direction, ...], *, grounded: bool) -> None:
+    def __init__(
+        self, text: Text, image_width: int, directions: tuple[Direction, ...], *, grounded: bool
+    ) -> None:
         super().__init__()
         self.attention = nn.ModuleDict({direction: SelfAttention(text) for direction in directions})
         self.cross = CrossAttention(text, image_width) if grounded else None
@@ -161,22 +181,26 @@ class Layer(nn.Module):
         direction: Direction,
         memory: ImageMemory | None,
         cache: TokenCache | None,
-        room: int,
     ) -> Tensor:
         """Return new states, shape (rows, tokens, width)."""
-        states = self.attention[direction](
-            states, visible, causal=direction == "decoder", cache=cache, room=room
-        )
+        states = self.attention[direction](states, visible, causal=direction == "decoder", cache=cache)
         if memory is not None and self.cross is not None:
             states = self.cross(states, memory)
-        return self.feed_forward(states)  # type: ignore[no-any-return]
+        new: Tensor = self.feed_forward(states)
+        return new
 
 
 class TextTransformer(nn.Module):
     """Embeddings and layers; token ids in, states out."""
 
     def __init__(
-        self, text: Text, vocabulary_size: int, image_width: int, directions: tuple[Direction, ...], *, grounded: bool
+        self,
+        text: Text,
+        vocabulary_size: int,
+        image_width: int,
+        directions: tuple[Direction, ...],
+        *,
+        grounded: bool,
     ) -> None:
         super().__init__()
         self.dropout = text.dropout
@@ -208,8 +232,10 @@ class TextTransformer(nn.Module):
         images may each serve several neighbouring rows. With `caches` the ids continue earlier ones.
         """
         start = caches[0].length if caches else 0
+        if start and ids.shape[1] > 1:
+            raise ValueError("what continues earlier tokens comes one token at a time")
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        states = self.norm(self.words(ids) + self.positions(positions))
+        states: Tensor = self.norm(self.words(ids) + self.positions(positions))
         states = F.dropout(states, self.dropout, self.training)
         visible = None if real is None or direction == "decoder" else real[:, None, None, :]
         for number, layer in enumerate(self.layers):
@@ -219,7 +245,6 @@ class TextTransformer(nn.Module):
                 direction,
                 memory[number] if memory is not None else None,
                 caches[number] if caches is not None else None,
-                self.positions.num_embeddings,
             )
         return states
 

@@ -6,8 +6,6 @@ kept for the unimodal encoder, [ENC] for the image-grounded encoder, [DEC] for t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,6 +14,9 @@ from torch import Tensor
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
     from tokenizers import Tokenizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -34,14 +35,14 @@ class Vocabulary:
         # "[SEP]" in a stranger's text is five characters: a real one would end the text there.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        ids = {token: tokenizer.token_to_id(token) for token in (*SPECIAL, *EXTRA)}
-        missing = [token for token, number in ids.items() if number is None]
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        missing = [token for token in (*SPECIAL, *EXTRA) if token not in known]
         if missing:
             raise CapfiltError(
                 f"the vocabulary lacks {', '.join(missing)}", fix="use a bundle that capfilt wrote"
             )
-        self.pad, self.cls, self.sep = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
-        self.dec, self.enc = ids["[DEC]"], ids["[ENC]"]
+        self.pad, self.cls, self.sep = known["[PAD]"], known["[CLS]"], known["[SEP]"]
+        self.dec, self.enc = known["[DEC]"], known["[ENC]"]
 
     def __len__(self) -> int:
         size: int = self._tokenizer.get_vocab_size()
@@ -56,7 +57,9 @@ class Vocabulary:
         in a text is read as the characters it is written with.
         """
         start = {"cls": self.cls, "enc": self.enc, "dec": self.dec}[first]
-        encodings = self._tokenizer.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch(
+            [_encodable(text) for text in texts], add_special_tokens=False
+        )
         rows = [[start, *encoding.ids[: max_tokens - 2], self.sep] for encoding in encodings]
         longest = max(map(len, rows), default=2)
         ids = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows], dtype=torch.long)
@@ -89,8 +92,10 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         return Vocabulary(Tokenizer.from_file(str(path)))
     except CapfiltError:
         raise
-    except Exception as error:  # noqa: BLE001  # the Rust side raises bare Exception
-        raise CapfiltError(f"{path} cannot be read: {error}", fix="give a whole bundle, with its tokenizer") from error
+    except Exception as error:  # the Rust side raises bare Exception
+        raise CapfiltError(
+            f"{path} cannot be read: {error}", fix="give a whole bundle, with its tokenizer"
+        ) from error
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
@@ -109,7 +114,9 @@ def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     room = size - len(SPECIAL) - len(EXTRA)
     trainer = trainers.BpeTrainer(vocab_size=room, limit_alphabet=max(1, room // 2), show_progress=False)
     words = (
-        " ".join(_marked(word) for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(_encodable(text))))
+        " ".join(
+            _marked(word) for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(_encodable(text)))
+        )
         for text in texts
     )
     learner.train_from_iterator(words, trainer)

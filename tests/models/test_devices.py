@@ -52,7 +52,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, gpus: int, device: str
 ) -> None:
     a_machine(monkeypatch, gpus=gpus, cores=2)
-    with pytest.raises(CapfiltError, match=f"--device {device}: this machine has {gpus} GPUs") as refused:
+    with pytest.raises(CapfiltError, match=f"--device {device}: torch can use {gpus} GPUs") as refused:
         find_devices(Compute(device=device))
     assert "--device cpu" in refused.value.fix
 
