@@ -74,7 +74,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
     from capfilt.reports.show import show_verdicts
     from capfilt.reports.summary import following
     from capfilt.reports.text import terminal, visible
-    from capfilt.stages.judge import advice
+    from capfilt.stages.judge import advice, loosening_command
 
     with open_catalog(run) as catalog:
         counts = pair_counts(catalog)
@@ -82,7 +82,8 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
         {"source": source, "keep": keep, "reason": reason, "pairs": pairs}
         for source, keep, reason, pairs in counts
     ]
-    next_command = following(run, policy)
+    kept = sum(pairs for _, keep, _, pairs in counts if keep)
+    next_command = following(run, policy) if kept else loosening_command(run)
     if json:
         value: dict[str, Any] = {
             "policy": number,
@@ -90,7 +91,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
             "digest": policy.digest,
             **policy.record(),
             "verdicts": verdicts,
-            "advice": advice(run),
+            "advice": advice(run, kept=kept),
             "next_command": next_command,
         }
         print_json(value)
@@ -98,7 +99,7 @@ def _report(run: RunDir, number: int, policy: Policy, *, json: bool) -> None:
     console = terminal()
     console.print(f"policy {number}: {visible(policy.words)}")
     show_verdicts(verdicts, console)
-    for line in advice(run):
+    for line in advice(run, kept=kept):
         console.print(visible(line), soft_wrap=True)
     print_next(next_command)
 

@@ -14,7 +14,7 @@ from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import read_json
 from capfilt.stages.export import MANIFEST_FILE
-from capfilt.stages.judge import advice, filters_of, mend_command, weak_scores_of
+from capfilt.stages.judge import advice, filters_of, loosening_command, mend_command, weak_scores_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -92,7 +92,7 @@ _EXAMPLES = """
 def summarise(run: RunDir) -> dict[str, Any]:
     """Return everything worth telling of a run, as JSON can say it."""
     with open_catalog(run) as catalog:
-        summary = {
+        summary: dict[str, Any] = {
             "run": str(run.path),
             "samples": _samples(catalog),
             "verdicts": _rows(catalog, _VERDICTS),
@@ -108,7 +108,12 @@ def summarise(run: RunDir) -> dict[str, Any]:
             "stages": _stages(catalog),
             "examples": _examples(catalog),
         }
-    return {**summary, "advice": advice(run), "next_command": _next_command(run, summary)}
+    kept = sum(row["pairs"] for row in summary["verdicts"] if row["keep"]) if summary["policy"] else None
+    return {
+        **summary,
+        "advice": advice(run, kept=kept),
+        "next_command": loosening_command(run) if kept == 0 else _next_command(run, summary),
+    }
 
 
 def _rows(catalog: duckdb.DuckDBPyConnection, sql: str, *values: object) -> list[Row]:

@@ -26,7 +26,7 @@ from capfilt.provenance.policy import Policy, newest_policy
 from capfilt.records import Source
 from capfilt.stages.context import Outcome
 from capfilt.stages.dataset_card import dataset_card
-from capfilt.stages.judge import mend_command, weak_scores_of
+from capfilt.stages.judge import loosening_command, mend_command, weak_scores_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,16 +65,13 @@ class ExportPairs:
         return context.settings.export.model_dump(mode="json")
 
     def run(self, context: Context) -> Outcome:
-        """Export, or withhold where the policy reads a score that is no better than chance."""
+        """Export, or withhold where the policy keeps nothing or reads a score no better than chance."""
         run, export = context.run, context.settings.export
-        policy = _policy(run)
-        weak = sorted(weak_scores_of(run, policy))
-        if weak and not export.accept_weak_filter:
+        if (withheld := _withheld(run, _policy(run), export)) is not None:
             return Outcome(
                 status="withheld",
-                detail=f"the policy reads {_names(weak)}, no better than chance on held-out clean pairs; "
-                "its verdicts are kept, and nothing was exported",
-                next_command=mend_command(run),
+                detail=f"{withheld.why}; its verdicts are kept, and nothing was exported",
+                next_command=withheld.command,
             )
         made = export_run(run, run.export, export)
         return Outcome(detail=f"{made.samples} samples in {made.shards} shards", count=made.samples)
@@ -87,13 +84,10 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
     that holds anything else is refused, unless `overwrite` says so.
     """
     policy = _policy(run)
-    weak = sorted(weak_scores_of(run, policy))
-    if weak and not export.accept_weak_filter:
-        accept = f"capfilt export {shlex.quote(str(run.path))} --accept-weak-filter"
+    if (withheld := _withheld(run, policy, export)) is not None:
+        ways = dict.fromkeys((withheld.command, withheld.insisting))
         raise CapfiltError(
-            f"nothing is exported: the policy reads {_names(weak)}, no better than chance on held-out clean "
-            "pairs",
-            fix=" or ".join(dict.fromkeys((mend_command(run), accept))),
+            f"nothing is exported: {withheld.why}", fix=" or ".join(f"`{way}`" for way in ways if way)
         )
     with open_catalog(run) as catalog:
         facts = _facts(run, policy, export)
@@ -107,7 +101,7 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
             counts = _write_shards(catalog, folder, export)
             _write_verdicts(catalog, folder)
             (folder / POLICY_FILE).write_text(canonical_json(facts["policy"]) + "\n", encoding="utf-8")
-            card = dataset_card(catalog, policy, export, counts.texts, counts.licences, weak)
+            card = dataset_card(catalog, policy, export, counts.texts, counts.licences, _weak(run, policy))
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
             manifest = {
                 "facts": facts,
@@ -131,6 +125,33 @@ class _Counts:
     licences: Counter[str]
     """Licences found in the metadata, by sample."""
     shards: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Withheld:
+    """Why nothing is exported, what to type instead, and what to type to have it all the same."""
+
+    why: str
+    command: str
+    insisting: str = ""
+
+
+def _withheld(run: RunDir, policy: Policy, export: Export) -> _Withheld | None:
+    if (weak := _weak(run, policy)) and not export.accept_weak_filter:
+        names = " and ".join(score.upper() for score in weak)
+        return _Withheld(
+            f"the policy reads {names}, no better than chance on held-out clean pairs",
+            mend_command(run),
+            f"capfilt export {shlex.quote(str(run.path))} --accept-weak-filter",
+        )
+    with open_catalog(run) as catalog:
+        if catalog.execute("SELECT 1 FROM pairs WHERE keep LIMIT 1").fetchone() is None:
+            return _Withheld("the policy keeps no caption", loosening_command(run))
+    return None
+
+
+def _weak(run: RunDir, policy: Policy) -> list[str]:
+    return sorted(weak_scores_of(run, policy))
 
 
 def _policy(run: RunDir) -> Policy:
@@ -275,7 +296,3 @@ def _write_verdicts(catalog: duckdb.DuckDBPyConnection, folder: Path) -> None:
     with pq.ParquetWriter(folder / VERDICTS_FILE, reader.schema, compression="zstd") as writer:
         for batch in reader:
             writer.write_table(pa.Table.from_batches([batch]))
-
-
-def _names(scores: list[str]) -> str:
-    return " and ".join(score.upper() for score in scores)

@@ -174,8 +174,11 @@ def signal_beside(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
     return None
 
 
-def advice(run: RunDir) -> list[str]:
-    """Return sentences on the filter in force, and the policy to type where another score serves better."""
+def advice(run: RunDir, *, kept: int | None = None) -> list[str]:
+    """Return sentences on the filter in force, and the policy to type where another one serves better.
+
+    `kept` is how many captions the policy in force keeps, where that is known.
+    """
     digest = filter_in_force(run)
     if digest is None:
         return []
@@ -186,7 +189,23 @@ def advice(run: RunDir) -> list[str]:
             f"ITC carries a signal (AUROC {row['auroc']:.2f}, 95% interval {row['auroc_low']:.2f} to "
             f"{row['auroc_high']:.2f}): judge by it with `{mend_command(run)}`"
         )
+    if kept == 0:
+        lines.append(
+            "the policy keeps no caption; a threshold that most held-out clean pairs pass is chosen by "
+            f"`{loosening_command(run)}`"
+        )
     return lines
+
+
+def loosening_command(run: RunDir) -> str:
+    """Return what to type where a policy keeps nothing."""
+    path = shlex.quote(str(run.path))
+    digest = filter_in_force(run)
+    calibration = calibration_of(run, digest) if digest is not None else None
+    if calibration is None:
+        return f"capfilt inspect {path}"
+    strong = {row["score"] for row in calibration["rows"]} - weak_scores(calibration)
+    return f"capfilt judge {path} --{'itc' if strong == {'itc'} else 'itm'} auto:recall=0.85"
 
 
 def mend_command(run: RunDir) -> str:

@@ -129,13 +129,13 @@ def test_the_same_export_has_the_same_bytes_and_is_written_once(fresh: RunDir, t
 def test_a_changed_policy_replaces_the_export(fresh: RunDir) -> None:
     export_run(fresh, fresh.export, Export())
     before = world.digests(fresh.export)
-    judge_run(fresh, Judge(itm="0.9"))
+    judge_run(fresh, Judge(fraction=0.3))
 
     made = export_run(fresh, fresh.export, Export())
 
     assert made.is_new
     assert made.samples == len(_kept(fresh))
-    assert json.loads((fresh.export / "policy.json").read_text())["words"] == "ITM of at least 0.9"
+    assert json.loads((fresh.export / "policy.json").read_text())["words"].startswith("among the best 30%")
     assert world.digests(fresh.export) != before
     assert [path.name for path in fresh.path.iterdir() if path.name.startswith(".")] == []
 
@@ -279,15 +279,14 @@ def test_where_nothing_was_scored_the_new_caption_goes_out(bundles: dict[str, Pa
     assert len(samples) == 5
 
 
-def test_an_export_that_keeps_nothing_has_a_card_and_no_tar(fresh: RunDir) -> None:
+def test_a_policy_that_keeps_nothing_exports_nothing_and_says_what_to_type(fresh: RunDir) -> None:
     judge_run(fresh, Judge(itc="1.0"))
 
-    made = export_run(fresh, fresh.export, Export())
+    with pytest.raises(CapfiltError, match="keeps no caption") as caught:
+        export_run(fresh, fresh.export, Export())
 
-    assert (made.samples, made.shards) == (0, 0)
-    assert "**0 samples**" in (fresh.export / "README.md").read_text()
-    assert not list(fresh.export.glob("*.tar"))
-    assert not export_run(fresh, fresh.export, Export()).is_new
+    assert "capfilt " in caught.value.fix
+    assert not fresh.export.exists()
 
 
 def test_a_run_that_nobody_judged_is_refused_with_what_to_type(fresh: RunDir, tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def test_a_web_without_a_single_usable_picture_is_judged_too(
 
     finished = world.run(tmp_path / "run", web, bundles, judge={"itm": "auto:recall=0.85"})
 
-    assert [outcome.status for _, outcome in finished.outcomes] == ["done"] * 3
+    assert [outcome.status for _, outcome in finished.outcomes] == ["done", "done", "withheld"]
+    assert finished.outcomes[-1][1].detail.startswith("the policy keeps no caption")
     assert world.sql(finished.run, "SELECT status, reason FROM samples") == [("refused", "unreadable_image")]
 
 
