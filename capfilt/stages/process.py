@@ -9,8 +9,8 @@ from capfilt.canonical import digest_of
 from capfilt.models.cards import read_card
 from capfilt.provenance.commit import committed
 from capfilt.stages.context import Context, Outcome
+from capfilt.stages.lineage import record_bundle
 from capfilt.stages.shard import ShardJob, run_shard
-from capfilt.stages.train import record_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path

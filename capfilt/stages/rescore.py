@@ -19,8 +19,8 @@ from capfilt.provenance.rundir import RunDir, lock, next_start, recorded_facts
 from capfilt.records import Shard
 from capfilt.stages.bootstrap import recorded, resolve_devices
 from capfilt.stages.context import Context, Engine, Outcome, Progress, Tell
+from capfilt.stages.lineage import record_bundle
 from capfilt.stages.shard import ShardCounts, load_filter
-from capfilt.stages.train import record_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from capfilt.data.sources import find_shards
 from capfilt.models.cards import Card, read_calibration, read_card
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.judge import warnings_of
-from capfilt.stages.train import TrainingJob, train_model
+from capfilt.stages.training_job import TrainingJob, train_model
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,8 @@ from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.models.bundle import load_bundle
 from capfilt.models.cards import read_calibration, read_card
 from capfilt.settings import Bootstrap, Clean, Input, Phase, Training
-from capfilt.stages.train import TrainingJob, models_to_train, train_model
+from capfilt.stages.train import models_to_train
+from capfilt.stages.training_job import TrainingJob, train_model
 
 if TYPE_CHECKING:
     from pathlib import Path
