@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from capfilt.records import Shard
     from capfilt.settings import Clean, Input, Model, Training
     from capfilt.stages.context import Tell
+    from capfilt.training.loop import Trainer
 
 SERVES: dict[str, tuple[str, ...]] = {
     "captioner": ("lm",),
@@ -72,39 +73,85 @@ class Trained:
 
 def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
     """Train one model and write its bundle; a bundle of the same training is taken as it is."""
+    material = _read(job, device)
+    result = Trained(
+        weights=_same_training(job.out, digest_of(material.facts)) or "",
+        steps=0,
+        pairs=len(material.train),
+        held_out=len(material.held_out),
+        refused=dict(material.pairs.refused),
+        is_new=False,
+    )
+    if result.weights:
+        return result
+    trainer = _trainer(job, material, device, tell)
+    trainer.run()
+    weights = _write_bundle(job, material, trainer, device)
+    job.checkpoint.unlink(missing_ok=True)
+    steps = sum(map(trainer.steps_of, job.training.phases))
+    return replace(result, weights=weights, steps=steps, is_new=True)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a training works on."""
+
+    init: Bundle | None
+    settings: Model
+    """How the model is built: as the one it starts from, where there is one."""
+    pairs: CleanSet
+    train: list[int]
+    held_out: list[int]
+    facts: dict[str, Any]
+    """Everything that the trained weights depend on."""
+
+
+def _read(job: TrainingJob, device: str) -> _Material:
+    """Read the model to start from and the pairs, and split them."""
+    from capfilt.models.bundle import load_bundle
+
+    init = load_bundle(job.init) if job.init is not None else None
+    settings = init.card.model if init is not None else job.model
+    shards = (*job.clean_shards, *job.web_shards)
+    pairs = read_clean(shards, job.input, settings.images, cache_mb=job.clean.cache_mb)
+    clean_paths = {shard.path for shard in job.clean_shards}
+    clean_count = sum(pair.path in clean_paths for pair in pairs.pairs)
+    _check_enough(pairs, clean_count, job)
+    train, held_out = split(pairs, job.clean, seed=job.seed, held_out_from=clean_count)
+    facts = {
+        "kind": job.kind,
+        "model": settings.model_dump(mode="json"),
+        "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
+        "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
+        "data": pairs.digest,
+        "init": init.card.weights if init is not None else None,
+        "seed": job.seed,
+        "device": device.partition(":")[0],
+        "precision": job.precision,
+        "threads": job.threads,
+    }
+    return _Material(init, settings, pairs, train, held_out, facts)
+
+
+def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> Trainer:
+    """Build the model, from scratch or from another one's weights, and what trains it."""
     import torch
 
-    from capfilt.models import bundle as bundles
     from capfilt.models.devices import autocast_type
     from capfilt.models.med import MED, adopt
     from capfilt.models.vocabulary import train_vocabulary
     from capfilt.training.batches import PairBatches
     from capfilt.training.loop import Trainer
 
-    init = bundles.load_bundle(job.init) if job.init is not None else None
-    settings = init.card.model if init is not None else job.model
-    pairs = read_clean(
-        (*job.clean_shards, *job.web_shards), job.input, settings.images, cache_mb=job.clean.cache_mb
-    )
-    own = {shard.path for shard in job.clean_shards}
-    clean_count = sum(pair.path in own for pair in pairs.pairs)
-    _check_enough(pairs, clean_count, job)
-    train, held_out = split(pairs, job.clean, seed=job.seed, held_out_from=clean_count)
-    facts = _facts(job, settings, pairs, init.card.weights if init else None, torch.device(device).type)
-    fingerprint = digest_of(facts)
-    result = Trained("", 0, len(train), len(held_out), dict(pairs.refused), is_new=False)
-    if (done := _same_training(job.out, fingerprint)) is not None:
-        return replace(result, weights=done)
-
+    settings, pairs = material.settings, material.pairs
     torch.manual_seed(job.seed)
-    if init is not None:
-        vocabulary = init.vocabulary
+    if material.init is not None:
+        vocabulary = material.init.vocabulary
     else:
         vocabulary = train_vocabulary((pair.text for pair in pairs.pairs), settings.text.vocabulary)
-    objectives = _objectives(job.training)
-    model = MED(settings, len(vocabulary), objectives)
-    if init is not None:
-        adopt(model, init.model.state_dict())
+    model = MED(settings, len(vocabulary), _objectives(job.training))
+    if material.init is not None:
+        adopt(model, material.init.model.state_dict())
     model.to(device)
 
     def batches(indices: list[int]) -> PairBatches:
@@ -117,63 +164,54 @@ def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
             device=torch.device(device),
         )
 
-    trainer = Trainer(
+    return Trainer(
         model=model,
         vocabulary=vocabulary,
         training=job.training,
-        train=batches(train),
-        held_out=batches(held_out),
+        train=batches(material.train),
+        held_out=batches(material.held_out),
         name=job.kind,
         seed=job.seed,
         autocast=autocast_type(job.precision),
         checkpoint=job.checkpoint,
-        fingerprint=fingerprint,
+        fingerprint=digest_of(material.facts),
         progress=lambda steps, total, _: tell(steps, total),
     )
-    trainer.run()
+
+
+def _write_bundle(job: TrainingJob, material: _Material, trainer: Trainer, device: str) -> str:
+    """Write the trained model, a filter with its calibration; returns the digest of its weights."""
+    from capfilt.models.bundle import pack
+    from capfilt.models.med import MED, adopt
 
     # What helped the training and does not serve the model's purpose stays behind.
-    final = MED(settings, len(vocabulary), [name for name in objectives if name in SERVES[job.kind]])
-    adopt(final, model.state_dict())
-    packed = bundles.pack(
+    kept = [name for name in trainer.model.objectives if name in SERVES[job.kind]]
+    model = MED(material.settings, len(trainer.vocabulary), kept)
+    adopt(model, trainer.model.state_dict())
+    packed = pack(
         job.out,
         kind=job.kind,
-        model=final,
-        settings=settings,
-        vocabulary=vocabulary,
-        parent=facts["init"],
-        data=facts["data"],
-        training={**facts, "fingerprint": fingerprint, "pairs": len(train), "held_out": len(held_out)},
+        model=model,
+        settings=material.settings,
+        vocabulary=trainer.vocabulary,
+        parent=material.facts["init"],
+        data=material.facts["data"],
+        training={
+            **material.facts,
+            "fingerprint": digest_of(material.facts),
+            "pairs": len(material.train),
+            "held_out": len(material.held_out),
+        },
         versions=versions(),
     )
-    calibration = _calibrate(packed.bundle, pairs, held_out, job, device) if job.kind == "filter" else None
-    packed.write(calibration, trainer.rows)
-    job.checkpoint.unlink(missing_ok=True)
-    steps = sum(map(trainer.steps_of, job.training.phases))
-    return replace(result, weights=packed.bundle.card.weights, steps=steps, is_new=True)
+    is_filter = job.kind == "filter"
+    packed.write(_calibrate(packed.bundle, material, job, device) if is_filter else None, trainer.rows)
+    return packed.bundle.card.weights
 
 
 def _objectives(training: Training) -> list[Objective]:
     names: tuple[Objective, ...] = ("itc", "itm", "lm")
     return [name for name in names if any(getattr(phase, name) for phase in training.phases)]
-
-
-def _facts(
-    job: TrainingJob, settings: Model, pairs: CleanSet, init: str | None, device_type: str
-) -> dict[str, Any]:
-    """Return everything that the trained weights depend on."""
-    return {
-        "kind": job.kind,
-        "model": settings.model_dump(mode="json"),
-        "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
-        "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
-        "data": pairs.digest,
-        "init": init,
-        "seed": job.seed,
-        "device": device_type,
-        "precision": job.precision,
-        "threads": job.threads,
-    }
 
 
 def _same_training(path: Path, fingerprint: str) -> str | None:
@@ -196,9 +234,7 @@ def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:
     )
 
 
-def _calibrate(
-    bundle: Bundle, pairs: CleanSet, held_out: list[int], job: TrainingJob, device: str
-) -> dict[str, Any]:
+def _calibrate(bundle: Bundle, material: _Material, job: TrainingJob, device: str) -> dict[str, Any]:
     """Measure the trained filter on held-out pairs, in the precision it will score with."""
     import torch
 
@@ -206,6 +242,8 @@ def _calibrate(
     from capfilt.models.devices import inference_type
     from capfilt.models.filter import MedFilter
     from capfilt.models.protocols import ImageBatch
+
+    pairs, held_out = material.pairs, material.held_out
 
     def batches() -> Iterator[ImageBatch]:
         for start in range(0, len(held_out), 32):
