@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# What these tests share, and the drawn world of the examples.
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import scenes
+from whole_runs import Trained, bootstrap, finish
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 clean and 90 web pairs, the latter in six shards."""
+    folder = tmp_path_factory.mktemp("drawn")
+    scenes.make(folder, seed=2, clean=60, web=90, per_shard=15)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run of pipeline `small` from scratch that nobody disturbed; not to be changed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    return Trained(out, *finish(*bootstrap(drawn, out)))
