@@ -6,7 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from capfilt.data.sources import find_shards
-from capfilt.models.cards import Card, read_calibration, read_card
+from capfilt.errors import CapfiltError
+from capfilt.models.cards import CARD_FILE, Card, read_calibration, read_card
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.training_job import TrainingJob, train_model
@@ -25,8 +26,10 @@ def train_one(
     """Train a captioner or a filter and return its card; a killed training goes on where it stopped.
 
     From scratch, the pipeline's joint pre-training comes first; its model is kept beside the bundle
-    until the training is done.
+    until the training is done. A bundle of the same kind is replaced, a folder of other things is refused.
     """
+    out = out.absolute()
+    _check_place(kind, out)
     shards = tuple(find_shards(clean))
     devices, precision = resolve_devices(settings.compute, engine)
     work = out.with_name(f".{out.name}.training")
@@ -62,6 +65,22 @@ def train_one(
             progress.say(line)
     shutil.rmtree(work, ignore_errors=True)
     return read_card(out)
+
+
+def _check_place(kind: Kind, out: Path) -> None:
+    """Refuse a place whose contents a bundle would replace, before the work and not after it."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if (out / CARD_FILE).exists():
+        there = read_card(out).kind
+        if there == kind:
+            return
+        what = f"it holds a {there}"
+    else:
+        what = "it is no bundle" if out.is_dir() else "it is a file"
+    raise CapfiltError(
+        f"no {kind} can be written to {out}: {what}", fix="give --out a new or an empty folder"
+    )
 
 
 def _train(job: TrainingJob, device: str, engine: Engine, progress: Progress) -> None:
