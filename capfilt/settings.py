@@ -222,8 +222,9 @@ class Judge(Settings):
     """Least ITC: a cosine, auto:precision=P or auto:recall=R."""
     fraction: float | None = Field(None, gt=0, le=1)
     """Keep this share of all captions, the best by `by`."""
-    by: Literal["itc", "itm"] = "itm"
-    """Score that `fraction` and `per_image` rank by."""
+    by: Literal["itc", "itm"] | None = None
+    """Score that `fraction`, `per_image` and `rescue` rank by; when not given, ITC where the only threshold
+    is one of ITC, else ITM."""
     per_image: int | None = Field(None, ge=1)
     """Keep at most this many captions an image."""
     rescue: bool = False

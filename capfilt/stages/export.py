@@ -98,7 +98,7 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
         ):
             return Exported(to, old["samples"], len(old["shards"]), is_new=False)
         with whole_folder(to) as folder:
-            counts = _write_shards(catalog, folder, export)
+            counts = _write_shards(catalog, folder, policy, export)
             _write_verdicts(catalog, folder)
             (folder / POLICY_FILE).write_text(canonical_json(facts["policy"]) + "\n", encoding="utf-8")
             card = dataset_card(catalog, policy, export, counts.texts, counts.licences, _weak(run, policy))
@@ -213,28 +213,34 @@ KEPT = """
     JOIN samples AS s ON s.shard = p.shard AND s.key = p.key AND s.status = 'ok'
     JOIN shards AS f ON f.shard = p.shard
     WHERE p.keep AND ($source = 'any' OR p.source = $source)
-    ORDER BY p.shard, s.image_offset, p.key, coalesce(p.itm, p.itc) DESC NULLS LAST, p.source DESC,
-        p.candidate
+    ORDER BY p.shard, s.image_offset, p.key,
+        CASE $score WHEN 'itc' THEN coalesce(p.itc, p.itm) ELSE coalesce(p.itm, p.itc) END DESC NULLS LAST,
+        p.source DESC, p.candidate
 """
-"""Kept pairs by sample, the best text first: by ITM, else ITC; the web text where scores are equal."""
+"""Kept pairs by sample, the best text first by the policy's score; the web text where scores are equal."""
 
 
-def _kept(catalog: duckdb.DuckDBPyConnection, export: Export) -> Iterator[dict[str, Any]]:
+def _kept(catalog: duckdb.DuckDBPyConnection, policy: Policy, export: Export) -> Iterator[dict[str, Any]]:
     source = export.texts if export.texts in ("web", "synthetic") else "any"
-    result = catalog.execute(KEPT, {"source": source})
+    score = "itc" if policy.scores_used == {"itc"} else "itm"
+    result = catalog.execute(KEPT, {"source": source, "score": score})
     names = [column[0] for column in result.description or []]
     while rows := result.fetchmany(1000):
         for row in rows:
             yield dict(zip(names, row, strict=True))
 
 
-def _write_shards(catalog: duckdb.DuckDBPyConnection, folder: Path, export: Export) -> _Counts:
+def _write_shards(
+    catalog: duckdb.DuckDBPyConnection, folder: Path, policy: Policy, export: Export
+) -> _Counts:
     texts: Counter[str] = Counter()
     licences: Counter[str] = Counter()
     samples = 0
     with ShardWriter(folder, samples_per_shard=export.samples_per_shard) as writer:
         # One cursor streams the rows; nothing else is asked of this connection meanwhile.
-        for _, group in groupby(_kept(catalog, export), key=lambda pair: (pair["shard"], pair["key"])):
+        for _, group in groupby(
+            _kept(catalog, policy, export), key=lambda pair: (pair["shard"], pair["key"])
+        ):
             pairs = list(group)
             if pairs[0]["itm"] is None and pairs[0]["itc"] is None:
                 # Nothing was scored: who recaptions without a filter wants the new captions.

@@ -95,12 +95,13 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
     for score, wish in wishes:
         threshold = choose_threshold(score, wish, calibration, noise_rate=judge.noise_rate)
         rules.append(AtLeast(score, threshold.threshold, threshold.words))
+    by = judge.by or ("itc" if [score for score, _ in wishes] == ["itc"] else "itm")
     if judge.fraction is not None:
-        rules.append(TopFraction(judge.fraction, judge.by))
+        rules.append(TopFraction(judge.fraction, by))
     if judge.rescue:
-        rules.append(Rescue(judge.by))
+        rules.append(Rescue(by))
     if judge.per_image is not None:
-        rules.append(PerImage(judge.per_image, judge.by))
+        rules.append(PerImage(judge.per_image, by))
     return Policy(tuple(rules), chosen)
 
 
@@ -184,7 +185,9 @@ def advice(run: RunDir, *, kept: int | None = None) -> list[str]:
         return []
     calibration = calibration_of(run, digest)
     lines = warnings_of(calibration)
-    if (row := signal_beside(calibration)) is not None:
+    newest = newest_policy(run)
+    reads_weak = newest is None or bool(weak_scores_of(run, newest[1]))
+    if reads_weak and (row := signal_beside(calibration)) is not None:
         lines.append(
             f"ITC carries a signal (AUROC {row['auroc']:.2f}, 95% interval {row['auroc_low']:.2f} to "
             f"{row['auroc_high']:.2f}): judge by it with `{mend_command(run)}`"

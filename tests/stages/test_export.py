@@ -289,6 +289,22 @@ def test_a_policy_that_keeps_nothing_exports_nothing_and_says_what_to_type(fresh
     assert not fresh.export.exists()
 
 
+def test_the_best_text_is_best_by_the_score_that_the_policy_reads(fresh: RunDir, tmp_path: Path) -> None:
+    judge_run(fresh, Judge(itc="-1"))
+    best = dict(
+        world.sql(
+            fresh, "SELECT key, arg_max(text, (itc, source = 'web')) FROM pairs GROUP BY key ORDER BY key"
+        )
+    )
+    by_itm = dict(world.sql(fresh, "SELECT key, arg_max(text, itm) FROM pairs GROUP BY key"))
+    assert best != by_itm
+
+    export_run(fresh, tmp_path / "to", Export())
+
+    samples = _samples(tmp_path / "to")
+    assert {sample["json"]["capfilt"]["key"]: sample["txt"] for sample in samples} == best
+
+
 def test_a_run_that_nobody_judged_is_refused_with_what_to_type(fresh: RunDir, tmp_path: Path) -> None:
     shutil.rmtree(fresh.policies)
 

@@ -359,3 +359,15 @@ def test_the_way_on_can_be_typed_whatever_the_folder_is_called(
     words = shlex.split(mend_command(run))
 
     assert words == ["capfilt", "judge", str(strange), "--itc", "auto:recall=0.85"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "score"),
+    [({"itc": "-1"}, "itc"), ({"itm": "0"}, "itm"), ({"itm": "0", "itc": "-1"}, "itm"), ({}, "itm")],
+)
+def test_texts_are_ranked_by_the_score_that_has_the_threshold(
+    fresh: RunDir, wishes: dict[str, str], score: str
+) -> None:
+    ranked = policy_of(fresh, Judge(**wishes, per_image=1, rescue=True)).rules[-2:]
+
+    assert [getattr(rule, "by", None) for rule in ranked] == [score, score]
