@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEMPORARY_PREFIX = ".partial-"
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+"""Errors that say that a file cannot be made there at all."""
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"the disk that holds {path} is full",
                 fix="free some space and give the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _NO_PLACE:
             raise RunFailedError(
                 f"{path} cannot be written: {error.strerror}",
                 fix="give a folder that you may write to, or change its permissions",
