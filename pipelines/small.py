@@ -27,10 +27,14 @@ class Choices(Bootstrap):
         embed=64,
     )
     pretrain: Training | None = Training(
-        phases=(Phase(itc=1.0, itm=1.0, lm=1.0, itm_from=0.2, steps=600, learning_rate=1e-3),)
+        phases=(Phase(itc=1.0, itm=1.0, lm=1.0, itm_from=0.2, steps=800, batch_size=32, learning_rate=1e-3),)
     )
-    captioner_training: Training = Training(phases=(Phase(lm=1.0, steps=200, learning_rate=3e-4),))
-    filter_training: Training = Training(phases=(Phase(itc=1.0, itm=1.0, steps=200, learning_rate=3e-4),))
+    captioner_training: Training = Training(
+        phases=(Phase(lm=1.0, steps=300, batch_size=32, learning_rate=3e-4),)
+    )
+    filter_training: Training = Training(
+        phases=(Phase(itc=1.0, itm=1.0, steps=300, batch_size=32, learning_rate=3e-4),)
+    )
     # A small filter, taught with two wrong pairs to a right one, seldom gives a match more than 0.5.
     judge: Judge = Judge(itm="auto:recall=0.85")
     # Clean captions may be two words long; the default of 5 tokens would make such a captioner babble.
