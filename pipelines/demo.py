@@ -35,8 +35,8 @@ class Choices(Bootstrap):
     filter_training: Training = Training(
         phases=(Phase(itc=1.0, itm=1.0, itm_from=0.2, steps=1500, batch_size=32, learning_rate=1e-3),)
     )
-    # 85% of held-out clean pairs pass: the paper's 0.5 is strict after one positive to two negatives.
-    judge: Judge = Judge(itm="auto:recall=0.85")
+    # 90% of held-out clean pairs pass: the paper's 0.5 is strict after one right pair to two wrong ones.
+    judge: Judge = Judge(itm="auto:recall=0.9")
     decoding: Decoding = Decoding(min_tokens=5, max_tokens=20)
 
 
