@@ -5,7 +5,7 @@ Batches are cut inside a shard, in its order, so that rows do not depend on who 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -62,52 +62,72 @@ class ShardCounts:
 class Decoded:
     """A sample and its picture; None where the sample was refused."""
 
+    number: int
+    """Place in the shard as the reader counts, from 1: what goes in must come out as a row."""
     sample: Sample
     picture: Image | None
 
 
+@dataclass
+class _Rows:
+    """What a shard's rows are gathered in until they are committed."""
+
+    samples: list[Row] = field(default_factory=list)
+    captions: list[Row] = field(default_factory=list)
+    scores: list[Row] = field(default_factory=list)
+
+
 def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
     """Do one shard and commit its rows."""
-    from capfilt.models.protocols import ImageBatch
-
     captioner = load_captioner(job.captioner, device, job.precision) if job.captioner else None
     filter_ = load_filter(job.filter, device, job.precision) if job.filter else None
-    samples: list[Row] = []
-    captions: list[Row] = []
-    scores: list[Row] = []
-    images = 0
+    rows = _Rows()
+    samples_in = images = 0
     for group in _batches(_decoded(job.shard, job.input), job.batch_size):
-        samples += [_sample_row(decoded, job.round_number) for decoded in group]
-        usable = [(decoded.sample, decoded.picture) for decoded in group if decoded.picture is not None]
+        rows.samples += [_sample_row(decoded, job.round_number) for decoded in group]
+        usable = [decoded for decoded in group if decoded.picture is not None]
         if usable:
-            batch = ImageBatch([picture for _, picture in usable], [s.image_sha256 or "" for s, _ in usable])
-            texts = [[Caption(s.web_text, Source.WEB)] if s.web_text is not None else [] for s, _ in usable]
-            if captioner is not None:
-                written = recaption(captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates)
-                texts = [web + synthetic for web, synthetic in zip(texts, written, strict=True)]
-            for (sample, _), mine in zip(usable, texts, strict=True):
-                captions += [
-                    _caption_row(sample, caption, job, captioner.digest if captioner else None)
-                    for caption in mine
-                ]
-            if filter_ is not None:
-                scored = score(filter_, batch, texts)
-                for (sample, _), mine, values in zip(usable, texts, scored, strict=True):
-                    scores += _score_rows(sample, mine, values, job.round_number, filter_.digest)
+            _do_batch(job, usable, captioner, filter_, rows)
         images += len(usable)
-        last = group[-1].sample
-        tell(len(samples), min(job.shard.size, (last.image_offset or 0) + len(last.image or b"")))
-    tell(len(samples), job.shard.size)
+        last = group[-1]
+        samples_in = last.number
+        tell(samples_in, min(job.shard.size, (last.sample.image_offset or 0) + len(last.sample.image or b"")))
+    tell(samples_in, job.shard.size)
     commit_shard(
         RunDir(job.run),
         job.shard,
         fingerprint=job.fingerprint,
-        samples=samples,
-        captions=captions,
-        scores=scores,
-        samples_in=len(samples),
+        samples=rows.samples,
+        captions=rows.captions,
+        scores=rows.scores,
+        samples_in=samples_in,
     )
-    return ShardCounts(len(samples), images)
+    return ShardCounts(samples_in, images)
+
+
+def _do_batch(
+    job: ShardJob,
+    usable: list[Decoded],
+    captioner: MedCaptioner | None,
+    filter_: MedFilter | None,
+    rows: _Rows,
+) -> None:
+    """Recaption and score pictures side by side, and add their rows."""
+    from capfilt.models.protocols import ImageBatch
+
+    samples = [decoded.sample for decoded in usable]
+    pictures = [decoded.picture for decoded in usable if decoded.picture is not None]
+    batch = ImageBatch(pictures, [sample.image_sha256 or "" for sample in samples])
+    texts = [[Caption(s.web_text, Source.WEB)] if s.web_text is not None else [] for s in samples]
+    if captioner is not None:
+        written = recaption(captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates)
+        texts = [web + synthetic for web, synthetic in zip(texts, written, strict=True)]
+    writer = captioner.digest if captioner is not None else None
+    for sample, mine in zip(samples, texts, strict=True):
+        rows.captions += [_caption_row(sample, caption, job, writer) for caption in mine]
+    if filter_ is not None:
+        for sample, mine, values in zip(samples, texts, score(filter_, batch, texts), strict=True):
+            rows.scores += _score_rows(sample, mine, values, job.round_number, filter_.digest)
 
 
 @lru_cache(maxsize=1)
@@ -135,14 +155,15 @@ def load_filter(path: Path, device: str, precision: str) -> MedFilter:
 
 
 def _decoded(shard: Shard, limits: Input) -> Iterator[Decoded]:
-    for sample in read_shard(shard, limits):
+    for number, sample in enumerate(read_shard(shard, limits), start=1):
         if sample.status is not Status.OK or sample.image is None:
-            yield Decoded(sample, None)
+            yield Decoded(number, sample, None)
             continue
         try:
-            yield Decoded(sample, decode(sample.image, max_pixels=limits.max_pixels))
+            yield Decoded(number, sample, decode(sample.image, max_pixels=limits.max_pixels))
         except RefusedImage as error:
-            yield Decoded(replace(sample, status=Status.REFUSED, reason=error.reason), None)
+            refused = replace(sample, status=Status.REFUSED, reason=error.reason)
+            yield Decoded(number, refused, None)
 
 
 def _batches(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
