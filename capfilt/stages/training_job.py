@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import digest_of
 from capfilt.data.clean import CleanSet, read_clean, split
 from capfilt.errors import CapfiltError
+from capfilt.files import remove_temporaries
 from capfilt.models.cards import CARD_FILE, Kind, Objective, read_card
 from capfilt.versions import versions
 
@@ -87,6 +88,7 @@ def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
     trainer = _trainer(job, material, device, tell)
     trainer.run()
     weights = _write_bundle(job, material, trainer, device)
+    remove_temporaries(job.checkpoint)
     job.checkpoint.unlink(missing_ok=True)
     steps = sum(map(trainer.steps_of, job.training.phases))
     return replace(result, weights=weights, steps=steps, is_new=True)
