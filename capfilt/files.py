@@ -85,6 +85,18 @@ def remove_temporaries(path: Path) -> None:
             stray.unlink(missing_ok=True)
 
 
+def remove_strays(folder: Path) -> None:
+    """Remove the temporaries of dead processes of this machine below a folder."""
+    for stray in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        process = stray.name.rpartition(".")[2]
+        if not process.isdecimal() or _is_alive(int(process)):
+            continue
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
+
+
 def flush_folder(path: Path) -> None:
     """Make renames inside the folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -115,6 +127,16 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

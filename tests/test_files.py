@@ -13,6 +13,7 @@ from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import (
     TEMPORARY_PREFIX,
     disk_errors,
+    remove_strays,
     remove_temporaries,
     whole_file,
     whole_folder,
@@ -140,13 +141,43 @@ def test_a_writer_killed_at_any_moment_leaves_whole_things_and_strays_that_go_aw
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_strays_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / f"{TEMPORARY_PREFIX}a.{dead.pid}").write_text("")
+    (tmp_path / f"{TEMPORARY_PREFIX}folder.{dead.pid}").mkdir()
+    living = tmp_path / f"{TEMPORARY_PREFIX}b.{os.getpid()}"
+    living.write_text("")
+    (tmp_path / "kept").write_text("")
+
+    remove_strays(tmp_path)
+
+    assert names(tmp_path) == [living.name, "deep", "kept"]
+    assert names(tmp_path / "deep") == []
+
+
+def test_a_folder_killed_between_its_two_renames_comes_back_before_it_is_replaced(tmp_path: Path) -> None:
+    aside = tmp_path / f"{TEMPORARY_PREFIX}a.old"
+    aside.mkdir()
+    (aside / "old").write_text("")
+
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "a"):
+        _ = 1 // 0
+
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old"]
+
+
 def test_a_full_disk_says_so_and_that_the_run_goes_on(tmp_path: Path, number: int) -> None:
     with pytest.raises(RunFailedError, match="is full") as failed, disk_errors(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
     assert "give the same command again" in failed.value.fix
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG]
+)
 def test_a_folder_that_may_not_be_written_says_so(tmp_path: Path, number: int) -> None:
     with (
         pytest.raises(RunFailedError, match=f"cannot be written: {os.strerror(number)}"),

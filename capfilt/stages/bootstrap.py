@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import canonical_json
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
+from capfilt.files import remove_strays
 from capfilt.models.cards import read_card
 from capfilt.provenance.catalog import rebuild_catalog
 from capfilt.provenance.rundir import RunDir, StageRecord, lock, next_start, record_run, save_stage
@@ -63,6 +64,7 @@ def bootstrap(request: Request, engine: Engine, progress: Progress) -> Finished:
     _check_input(request, web, clean)
     run = RunDir.create(request.out)
     with lock(run):
+        remove_strays(run.path)
         devices, precision = resolve_devices(settings.compute, engine)
         facts = _facts(settings, web, clean, devices[0].partition(":")[0], precision)
         record_run(run, facts, settings=settings.model_dump(mode="json"), command=request.command)
