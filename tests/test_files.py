@@ -140,7 +140,6 @@ def test_a_writer_killed_at_any_moment_leaves_whole_things_and_strays_that_go_aw
 # -- a disk that does not take it
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_strays_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -169,6 +168,7 @@ def test_a_folder_killed_between_its_two_renames_comes_back_before_it_is_replace
     assert names(tmp_path / "a") == ["old"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_says_so_and_that_the_run_goes_on(tmp_path: Path, number: int) -> None:
     with pytest.raises(RunFailedError, match="is full") as failed, disk_errors(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
