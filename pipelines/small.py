@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from capfilt.settings import Bootstrap, Decoding, Images, Judge, Model, Phase, Text, Training, Vision
+from capfilt.settings import Bootstrap, Decoding, Images, Model, Phase, Text, Training, Vision
 from capfilt.stages.export import ExportPairs
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore
@@ -35,8 +35,6 @@ class Choices(Bootstrap):
     filter_training: Training = Training(
         phases=(Phase(itc=1.0, itm=1.0, steps=300, batch_size=32, learning_rate=3e-4),)
     )
-    # A small filter, taught with two wrong pairs to a right one, seldom gives a match more than 0.5.
-    judge: Judge = Judge(itm="auto:recall=0.85")
     # Clean captions may be two words long; the default of 5 tokens would make such a captioner babble.
     decoding: Decoding = Decoding(min_tokens=2)
 

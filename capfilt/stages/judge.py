@@ -27,6 +27,7 @@ from capfilt.provenance.policy import (
     write_policy,
 )
 from capfilt.provenance.rundir import RunDir, json_files, read_json
+from capfilt.records import Source
 from capfilt.settings import Judge
 from capfilt.stages.context import Outcome
 
@@ -56,6 +57,10 @@ class JudgePairs:
             counts = pair_counts(catalog)
         kept = sum(count for _, keep, _, count in counts if keep)
         total = sum(count for *_, count in counts)
+        if policy.filter is not None and (
+            line := shared_blind_spot(context.run, policy, calibration_of(context.run, policy.filter))
+        ):
+            context.progress.say(line)
         return Outcome(
             detail=f"policy {number}: {policy.words}; kept {kept} of {total} captions", count=total
         )
@@ -197,7 +202,42 @@ def advice(run: RunDir, *, kept: int | None = None) -> list[str]:
             "the policy keeps no caption; a threshold that most held-out clean pairs pass is chosen by "
             f"`{loosening_command(run)}`"
         )
+    elif newest is not None and (line := shared_blind_spot(run, newest[1], calibration)):
+        lines.append(line)
     return lines
+
+
+def shared_blind_spot(run: RunDir, policy: Policy, calibration: dict[str, Any] | None) -> str:
+    """Return a warning where synthetic texts pass a threshold more often than right clean captions do.
+
+    No captioner is better than the captions it learnt from. Where its texts pass more often, the filter
+    does not see its errors: both were taught by the same pairs. Empty where nothing is suspicious: the
+    share of synthetic texts must be above that of clean ones by more than two standard errors.
+    """
+    rule = next((rule for rule in policy.rules if isinstance(rule, AtLeast)), None)
+    values = (calibration or {}).get("values", {})
+    right = values.get(rule.score, {}).get("right", []) if rule is not None else []
+    if rule is None or not right:
+        return ""
+    column = {"itm": "itm", "itc": "itc"}[rule.score]
+    with open_catalog(run) as catalog:
+        found = catalog.execute(
+            f"SELECT count({column}), count(*) FILTER (WHERE {column} >= ?) FROM pairs WHERE source = ?",
+            [rule.threshold, Source.SYNTHETIC.value],
+        ).fetchone()
+    texts, passing = found or (0, 0)
+    if not texts:
+        return ""
+    clean, synthetic = sum(value >= rule.threshold for value in right) / len(right), passing / texts
+    error = (clean * (1 - clean) / len(right) + synthetic * (1 - synthetic) / texts) ** 0.5
+    if synthetic <= clean + 2 * error:
+        return ""
+    return (
+        f"shared blind spot: {synthetic:.0%} of the synthetic texts pass {rule.score.upper()} "
+        f"{rule.threshold:.3g}, and only {clean:.0%} of held-out clean captions do; captioner and filter "
+        "learnt from the same pairs: look at the texts before you use them, or export web texts alone with "
+        "--texts web"
+    )
 
 
 def loosening_command(run: RunDir) -> str:

@@ -19,6 +19,7 @@ from capfilt.stages.judge import (
     judge_run,
     mend_command,
     policy_of,
+    shared_blind_spot,
     signal_beside,
     warnings_of,
     weak_scores_of,
@@ -377,3 +378,22 @@ def test_texts_are_ranked_by_the_score_that_has_the_threshold(
     ranked = policy_of(fresh, Judge(**wishes, per_image=1, rescue=True)).rules[-2:]
 
     assert [getattr(rule, "by", None) for rule in ranked] == [score, score]
+
+
+def test_synthetic_texts_that_pass_more_often_than_clean_ones_are_told(fresh: RunDir) -> None:
+    [digest] = filters_of(fresh)
+    (least,) = world.sql(fresh, "SELECT min(itm) FROM pairs WHERE source = 'synthetic'")[0]
+    half_pass = {"rows": [], "values": {"itm": {"right": [0.0] * 10 + [1.0] * 10}}}
+    nearly_all_pass = {"rows": [], "values": {"itm": {"right": [0.0] + [1.0] * 19}}}
+    all_synthetic = Policy((AtLeast("itm", least),), digest)
+    no_synthetic = Policy((AtLeast("itm", 1.0),), digest)
+
+    told = shared_blind_spot(fresh, all_synthetic, half_pass)
+
+    assert "100% of the synthetic texts pass ITM" in told
+    assert "only 50% of held-out clean captions" in told
+    # 95% of twenty is within two standard errors of all.
+    assert shared_blind_spot(fresh, all_synthetic, nearly_all_pass) == ""
+    assert shared_blind_spot(fresh, no_synthetic, half_pass) == ""
+    assert shared_blind_spot(fresh, Policy((TopFraction(1.0),)), half_pass) == ""
+    assert shared_blind_spot(fresh, all_synthetic, None) == ""
