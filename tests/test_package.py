@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOREIGN = {
-    "a path of one machine": re.compile(r"(?<![\w.~-])/(?:work|root|farm)(?:/|\b)"),
+    "a path of one machine": re.compile(r"(?<![\w.~-])/(?:work|root)(?:/|\b)"),
     "a package registry's host": re.compile(
         r"\b(?:pypi\.(?:org|io)|pythonhosted\.org|npmjs\.(?:org|com)|crates\.io|conda\.anaconda\.org)\b"
     ),
