@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from capfilt.models.bundle import pack
+from capfilt.models.bundle import Bundle, pack
 from capfilt.models.captioner import MedCaptioner
 from capfilt.models.decoding import draw, nucleus, shaped
 from capfilt.models.filter import MedFilter
@@ -30,6 +30,8 @@ from capfilt.settings import Decoding, Images, Model, Text, Vision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from capfilt.models.cards import Kind, Objective
 
 MODEL = Model(
     images=Images(size_px=224),
@@ -104,15 +106,15 @@ def plain_captions(
     return texts
 
 
-def _bundle(vocabulary: Vocabulary, objectives: list[str]):  # type: ignore[no-untyped-def]
-    model = MED(MODEL, len(vocabulary), objectives)  # type: ignore[arg-type]
+def _bundle(vocabulary: Vocabulary, objectives: list[Objective]) -> Bundle:
+    model = MED(MODEL, len(vocabulary), objectives)
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             torch.nn.init.normal_(parameter, std=0.08)  # far enough from nothing that images matter
-    kind = "captioner" if objectives == ["lm"] else "filter"
+    kind: Kind = "captioner" if objectives == ["lm"] else "filter"
     return pack(
         Path("unused"),
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         model=model,
         settings=MODEL,
         vocabulary=vocabulary,

@@ -5,7 +5,7 @@ The image is encoded once for all its texts, which stand side by side over its k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -72,6 +72,6 @@ class MedFilter:
         pixels = torch.from_numpy(batch.squares(self._images)).to(self.model.device)
         return self.model.encode_image(normalise(pixels, self._images).to(self._dtype))
 
-    def _encode(self, texts: Sequence[str], first: str) -> tuple[Tensor, Tensor]:
-        ids, real = self._vocabulary.encode(texts, first, self._max_tokens)  # type: ignore[arg-type]
+    def _encode(self, texts: Sequence[str], first: Literal["cls", "enc"]) -> tuple[Tensor, Tensor]:
+        ids, real = self._vocabulary.encode(texts, first, self._max_tokens)
         return ids.to(self.model.device), real.to(self.model.device)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import canonical_json
 from capfilt.data.images import RefusedImage, decode
 from capfilt.data.sources import read_shard
+from capfilt.errors import CapfiltError
 from capfilt.provenance.commit import commit_shard
 from capfilt.provenance.rundir import RunDir
 from capfilt.records import Caption, Sample, Scores, Shard, Source, Status, pair_id
@@ -151,7 +152,14 @@ def load_filter(path: Path, device: str, precision: str) -> MedFilter:
     from capfilt.models.devices import inference_type
     from capfilt.models.filter import MedFilter
 
-    return MedFilter(load_bundle(path), torch.device(device), inference_type(precision))
+    bundle = load_bundle(path)
+    if not {"itc", "itm"} & set(bundle.card.objectives):
+        raise CapfiltError(
+            f"{path} cannot score pairs: it is a {bundle.card.kind} trained for "
+            f"{', '.join(bundle.card.objectives)}",
+            fix="give a bundle trained for itc or itm; `capfilt train filter CLEAN --out BUNDLE` makes one",
+        )
+    return MedFilter(bundle, torch.device(device), inference_type(precision))
 
 
 def _decoded(shard: Shard, limits: Input) -> Iterator[Decoded]:

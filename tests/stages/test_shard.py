@@ -14,6 +14,7 @@ import world
 from capfilt.data import images
 from capfilt.data.sources import find_shards
 from capfilt.engines.local import LocalEngine
+from capfilt.errors import CapfiltError
 from capfilt.provenance.rundir import RunDir
 from capfilt.stages import shard as shard_module
 from capfilt.stages.shard import load_captioner, load_filter, run_shard
@@ -324,3 +325,10 @@ def test_memory_does_not_grow_with_the_number_of_shards(bundles: dict[str, Path]
     # Were one shard kept, nine more of them would show.
     assert kept_of_eleven < kept_of_two + len(photos)
     assert highest_of_eleven < highest_of_two + len(photos)
+
+
+def test_a_captioner_is_refused_as_a_filter_with_what_to_give(bundles: dict[str, Path]) -> None:
+    with pytest.raises(CapfiltError, match="cannot score pairs: it is a captioner") as refused:
+        load_filter(bundles["captioner"], "cpu", "fp32")
+
+    assert "capfilt train filter" in refused.value.fix
