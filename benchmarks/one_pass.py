@@ -53,8 +53,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     vocabulary = train_vocabulary(WORDS, 200)
-    captioner = MedCaptioner(_bundle(vocabulary, ["lm"]), torch.device("cpu"), torch.float32)
-    filter_ = MedFilter(_bundle(vocabulary, ["itc", "itm"]), torch.device("cpu"), torch.float32)
+    captioner = MedCaptioner(_bundle(vocabulary, ["lm"]), torch.device("cpu"))
+    filter_ = MedFilter(_bundle(vocabulary, ["itc", "itm"]), torch.device("cpu"))
     rng = np.random.default_rng(0)
     pictures = [
         Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(options.images)

@@ -35,6 +35,9 @@ class Images(Settings):
     """Subtracted from each channel, on a scale of 0 to 1."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     """Each channel is divided by it, on a scale of 0 to 1."""
+    transparency: Literal["white", "drop"] = "white"
+    """What shows where a picture is transparent: white, or the colour the file hides there, as for models
+    whose pictures had their transparency dropped (BLIP's released code, transformers)."""
 
 
 class Vision(Settings):
@@ -50,6 +53,10 @@ class Vision(Settings):
     """Transformer layers."""
     heads: int = Field(12, ge=1)
     """Attention heads; they share the width."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Size of the hidden layer of the feed-forward part, as a multiple of the width."""
+    norm_epsilon: float = Field(1e-6, gt=0)
+    """Added to the variance in every norm (BLIP's released code: 1e-6; transformers' own default: 1e-5)."""
     stem: Literal["patch", "convolution"] = "patch"
     """How pixels become patches: one linear map, or a few convolutions that halve the side each time."""
 
@@ -69,6 +76,10 @@ class Text(Settings):
     """Most entries of a WordPiece vocabulary that is trained; a checkpoint brings its own."""
     max_tokens: int = Field(35, ge=4)
     """Longest text that is read, in tokens with its first and last one; the rest is cut."""
+    places: int = Field(512, ge=4)
+    """Rows of the table of positions: no text, prompt included, is longer."""
+    norm_epsilon: float = Field(1e-12, gt=0)
+    """Added to the variance in every norm."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of states set to zero during training."""
 
@@ -83,6 +94,9 @@ class Model(Settings):
     """Common width of the ITC projections."""
     temperature: float = Field(0.07, ge=0.001, le=0.5)
     """Where the learned temperature of ITC starts; it stays within [0.001, 0.5]."""
+    shared_vision: bool = False
+    """Captioner and filter keep the image encoder of the model they start from, untrained, so that a picture
+    is encoded once for both."""
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
@@ -92,6 +106,8 @@ class Model(Settings):
             raise ValueError("text.width must be a multiple of text.heads")
         if self.vision.timm is None and self.images.size_px % self.vision.patch_px:
             raise ValueError("images.size_px must be a multiple of vision.patch_px")
+        if self.text.max_tokens > self.text.places:
+            raise ValueError("text.max_tokens is above text.places")
         return self
 
 
@@ -110,20 +126,41 @@ class Decoding(Settings):
     """Beginnings that beam search keeps."""
     length_penalty: float = 1.0
     """Beam scores are divided by the length to this power."""
+    length_counts: Literal["generated", "whole"] | None = None
+    """What beam search takes for a caption's length: the tokens it generated, end included (transformers),
+    or all of them, prompt included and end not (BLIP's released code); by default the captioner's own."""
     repetition_penalty: float = Field(1.0, gt=0)
     """Above 1, tokens that stand in the caption become less likely."""
-    min_tokens: int = Field(5, ge=0)
-    """Shortest caption, in tokens, neither prompt nor end counted."""
-    max_tokens: int = Field(20, ge=1)
-    """Longest caption, in tokens, neither prompt nor end counted."""
-    prompt: str = ""
-    """Words that every caption begins with; they are not part of its text."""
+    min_tokens: int | None = Field(None, ge=0)
+    """Shortest caption, in tokens, neither prompt nor end counted; by default the captioner's own."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longest caption, in tokens, neither prompt nor end counted; by default the captioner's own."""
+    prompt: str | None = None
+    """Words that every caption begins with, not part of its text; by default the captioner's own."""
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> Self:
-        if self.min_tokens > self.max_tokens:
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError("min_tokens is above max_tokens")
         return self
+
+
+class SettledDecoding(Decoding):
+    """Decoding with nothing left open: what models are given. The defaults are ours (BLIP, section 3.3)."""
+
+    length_counts: Literal["generated", "whole"] = "generated"
+    min_tokens: int = Field(5, ge=0)
+    max_tokens: int = Field(20, ge=1)
+    prompt: str = ""
+
+
+class Matching(Settings):
+    """How the filter reads a text; by default as the model was made to (see a bundle's card)."""
+
+    match_token: Literal["cls", "enc"] | None = None
+    """First token of a text whose match is judged: [CLS] or [ENC] (BLIP, section 3.1: [Encode])."""
+    clean_up: Literal["none", "blip"] | None = None
+    """blip: lower case and no punctuation, at most 30 words, as the released code's data sets do."""
 
 
 class Phase(Settings):
@@ -200,8 +237,9 @@ class Compute(Settings):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto takes the GPUs there are, else the CPU."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bf16 on a GPU that has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Of captioning and scoring: auto is bf16 where GPU or processor computes in it, else fp32; int8 (on a
+    CPU) is bf16 with the image encoder's matrices in 8 bits. Trainings take bf16 on a GPU alone."""
     workers: int | None = Field(None, ge=1)
     """Processes that take shards; when not given, one a GPU or one a core."""
     threads: int = Field(1, ge=1)
@@ -250,7 +288,8 @@ class Export(Settings):
 
 
 class Bundles(Settings):
-    """Models that are there already: folders that capfilt wrote."""
+    """Models that are there already: a bundle, a transformers folder, a hub id (NAME/MODEL or
+    NAME/MODEL@REVISION), or a .pth of BLIP's released code or of LAVIS."""
 
     init: Path | None = None
     """Captioner and filter start from this model instead of from scratch."""
@@ -258,6 +297,11 @@ class Bundles(Settings):
     """Use this captioner; none is trained."""
     filter: Path | None = None
     """Use this filter; none is trained."""
+    vocabulary: str = "bert-base-uncased"
+    """Folder or hub id of the vocabulary of a .pth, which holds none."""
+    size_px: int | None = Field(None, ge=8, le=4096)
+    """Side at which the given models see pictures; their position embeddings are interpolated to it. By
+    default each one's own."""
 
 
 class Bootstrap(Settings):
@@ -271,7 +315,7 @@ class Bootstrap(Settings):
     """Captions drawn for each image."""
     recaption: bool = True
     """Whether the captioner writes captions."""
-    filter: bool = True
+    score: bool = True
     """Whether the filter scores and a policy judges."""
     bundles: Bundles = Bundles()
     pretrain_on: Literal["clean", "clean+web"] = "clean"
@@ -284,6 +328,7 @@ class Bootstrap(Settings):
     clean: Clean = Clean()
     input: Input = Input()
     decoding: Decoding = Decoding()
+    filter: Matching = Matching()
     compute: Compute = Compute()
     judge: Judge = Judge()
     export: Export = Export()

@@ -42,7 +42,7 @@ def stages(choices: Choices) -> list[Stage]:
         )
     return [
         *trained,
-        RecaptionAndScore(choices.recaption, choices.filter),
+        RecaptionAndScore(choices.recaption, choices.score),
         JudgePairs(),
         ExportPairs(),
     ]

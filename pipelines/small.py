@@ -43,7 +43,7 @@ def stages(choices: Choices) -> list[Stage]:
     """Train what is not given, go over the web shards once, judge, export."""
     return [
         *models_to_train(choices),
-        RecaptionAndScore(choices.recaption, choices.filter),
+        RecaptionAndScore(choices.recaption, choices.score),
         JudgePairs(),
         ExportPairs(),
     ]

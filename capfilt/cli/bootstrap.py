@@ -83,7 +83,7 @@ def bootstrap(
             "compute.precision": precision,
             "compute.batch_size": batch_size,
             "recaption": False if no_recaption else None,
-            "filter": False if no_filter else None,
+            "score": False if no_filter else None,
         },
         assignments=assignments,
     )

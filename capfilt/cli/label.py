@@ -66,7 +66,7 @@ def recaption(
         flags={
             "seed": seed,
             "candidates": candidates,
-            "filter": False,
+            "score": False,
             "bundles.captioner": captioner,
             "input.max_pixels": max_pixels,
             "compute.workers": workers,

@@ -15,28 +15,29 @@ from capfilt.data.images import normalise
 from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
+from capfilt.models.devices import inference_type
 from capfilt.models.text import ImageMemory, TokenCache
 
 if TYPE_CHECKING:
     from capfilt.models.bundle import Bundle
     from capfilt.models.med import MED
     from capfilt.models.protocols import ImageBatch
-    from capfilt.settings import Decoding
+    from capfilt.settings import SettledDecoding
 
 
 class MedCaptioner:
     """Writes captions with a bundle whose model has the LM function."""
 
-    def __init__(self, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, bundle: Bundle, device: torch.device, precision: str = "fp32") -> None:
         self.digest = bundle.card.weights
-        self.model = bundle.model.to(device=device, dtype=dtype).eval()
-        self._dtype = dtype
+        self._dtype = inference_type(precision)
+        self.model = bundle.model.to(device=device, dtype=self._dtype).eval()
         self._images = bundle.card.model.images
         self._vocabulary = bundle.vocabulary
 
     @torch.inference_mode()
     def caption(
-        self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int
+        self, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
     ) -> list[list[str]]:
         """Return captions by picture and candidate; see `protocols.Captioner`."""
         device = self.model.device
@@ -61,7 +62,7 @@ class MedCaptioner:
         # Greedy and beam search have one answer: every candidate is that one.
         return [(texts[n * each : (n + 1) * each] * candidates)[:candidates] for n in range(len(batch))]
 
-    def _prompt(self, decoding: Decoding) -> Tensor:
+    def _prompt(self, decoding: SettledDecoding) -> Tensor:
         """Return the ids that every caption begins with; with the longest caption they must have places."""
         ids = self._vocabulary.prompt(decoding.prompt)
         places = self.model.text.positions.num_embeddings
@@ -93,7 +94,7 @@ class _Writing:
             cache.reorder(rows)
 
 
-def _numbers(batch: ImageBatch, decoding: Decoding, seed: int, candidates: int) -> Tensor:
+def _numbers(batch: ImageBatch, decoding: SettledDecoding, seed: int, candidates: int) -> Tensor:
     """Return the uniform numbers of every caption, float64, shape (pictures * candidates, max_tokens)."""
     return torch.stack(
         [

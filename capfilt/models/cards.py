@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from capfilt.errors import CapfiltError
-from capfilt.settings import Model, Settings, validated
+from capfilt.settings import Decoding, Matching, Model, Settings, SettledDecoding, validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,60 @@ CALIBRATION_FILE = "calibration.json"
 METRICS_FILE = "metrics.json"
 Objective = Literal["itc", "itm", "lm"]
 Kind = Literal["captioner", "filter", "joint"]
+
+
+class Conventions(Settings):
+    """How a model is used as it was made to be: what its weights do not say.
+
+    The defaults are ours. They are what a setting of the same name means while it is not chosen.
+    """
+
+    match_token: Literal["cls", "enc"] = "enc"
+    """First token of a text whose match is judged."""
+    clean_up: Literal["none", "blip"] = "none"
+    """What is done to a text before it is scored."""
+    prompt: str = ""
+    """Words that every caption begins with."""
+    min_tokens: int = 5
+    """Shortest caption, neither prompt nor end counted."""
+    max_tokens: int = 20
+    """Longest caption, neither prompt nor end counted."""
+    length_counts: Literal["generated", "whole"] = "generated"
+    """What beam search takes for a caption's length."""
+
+    def decoding(self, chosen: Decoding) -> SettledDecoding:
+        """Return the choices, what was not chosen filled in."""
+        values = chosen.model_dump()
+        for name in ("prompt", "min_tokens", "max_tokens", "length_counts"):
+            if values[name] is None:
+                values[name] = getattr(self, name)
+        # A length that was chosen moves the other one, where that was not.
+        if chosen.max_tokens is None:
+            values["max_tokens"] = max(values["max_tokens"], values["min_tokens"])
+        if chosen.min_tokens is None:
+            values["min_tokens"] = min(values["max_tokens"], values["min_tokens"])
+        return SettledDecoding(**values)
+
+    def matching(self, chosen: Matching) -> Matching:
+        """Return the choices, what was not chosen filled in."""
+        return Matching(
+            match_token=chosen.match_token or self.match_token, clean_up=chosen.clean_up or self.clean_up
+        )
+
+
+class Origin(Settings):
+    """Where a model that capfilt did not train comes from."""
+
+    kind: Literal["transformers", "pth"]
+    """A transformers checkpoint, or a .pth of BLIP's released code or of LAVIS."""
+    source: str
+    """Path, or hub id."""
+    revision: str | None = None
+    """Commit of the hub."""
+    sha256: str
+    """Digest of the weights as they came."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Weights there that serve training or another function, and what they are."""
 
 
 class Card(Settings):
@@ -46,6 +100,13 @@ class Card(Settings):
     """How it is built."""
     vocabulary: int
     """Entries of its vocabulary."""
+    conventions: Conventions = Conventions()
+    """How it is used as it was made to be."""
+    origin: Origin | None = None
+    """Where it comes from, unless capfilt trained it."""
+    image_encoder: str = ""
+    """Digest of the image encoder's weights and of how a picture becomes numbers; models with the same one
+    encode a picture once."""
     parent: str | None = None
     """Digest of the weights it was started from; none from scratch."""
     data: str | None = None

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from capfilt.models.devices import widened
 
 if TYPE_CHECKING:
-    from capfilt.settings import Decoding
+    from capfilt.settings import SettledDecoding
 
 NextLogits = Callable[[Tensor], Tensor]
 """Given the new token ids (rows, new tokens), the logits (rows, vocabulary) of the token after them."""
 
 
 def write(
-    next_logits: NextLogits, start: Tensor, decoding: Decoding, end: int, numbers: Tensor | None = None
+    next_logits: NextLogits, start: Tensor, decoding: SettledDecoding, end: int, numbers: Tensor | None = None
 ) -> Tensor:
     """Write captions token by token, greedily or, with `numbers`, by nucleus sampling.
 
@@ -50,7 +50,7 @@ def write(
     return ids[:, start.shape[1] :]
 
 
-def shaped(logits: Tensor, ids: Tensor, decoding: Decoding, end: int, position: int) -> Tensor:
+def shaped(logits: Tensor, ids: Tensor, decoding: SettledDecoding, end: int, position: int) -> Tensor:
     """Return logits (rows, vocabulary), fp32 or wider, after repetition penalty and shortest length.
 
     The penalty divides positive and multiplies negative logits of tokens that stand in `ids`, prompt
@@ -67,7 +67,7 @@ def shaped(logits: Tensor, ids: Tensor, decoding: Decoding, end: int, position: 
     return logits
 
 
-def nucleus(logits: Tensor, decoding: Decoding) -> Tensor:
+def nucleus(logits: Tensor, decoding: SettledDecoding) -> Tensor:
     """Return float64 probabilities (rows, vocabulary) of the smallest set that reaches top_p.
 
     The token that crosses top_p belongs to it; top_k acts before (Holtzman et al., 2020, section 3.1).
@@ -93,7 +93,11 @@ def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
 
 
 def beam(
-    next_logits: NextLogits, reorder: Callable[[Tensor], None], start: Tensor, decoding: Decoding, end: int
+    next_logits: NextLogits,
+    reorder: Callable[[Tensor], None],
+    start: Tensor,
+    decoding: SettledDecoding,
+    end: int,
 ) -> Tensor:
     """Return the best caption a row by beam search, ids (rows, max_tokens), filled up with `end`.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def find_devices(compute: Compute) -> tuple[list[str], str]:
-    """Return the device of each worker, and the precision: fp32 or bf16.
+    """Return the device of each worker, and the precision: fp32, bf16 or int8.
 
     Without a number of workers there is one a GPU, or one a core.
     """
@@ -35,18 +35,34 @@ def find_devices(compute: Compute) -> tuple[list[str], str]:
     workers = compute.workers or (max(1, cores // compute.threads) if is_cpu else len(names))
     precision: str = compute.precision
     if precision == "auto":
-        precision = "bf16" if not is_cpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if has_native_bf16(names[0]) else "fp32"
+    if precision == "int8" and not is_cpu:
+        raise CapfiltError(
+            "--precision int8 is for CPUs, and models run on a GPU here",
+            fix="give --precision bf16, or --device cpu",
+        )
     return [names[n % len(names)] for n in range(workers)], precision
 
 
+def has_native_bf16(device: str) -> bool:
+    """Return whether a device multiplies bf16 matrices natively and not by way of fp32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def inference_type(precision: str) -> torch.dtype:
-    """Return the type of the weights while captioning and scoring."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    """Return the type of the weights while captioning and scoring; int8 is for the image encoder alone."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
-def autocast_type(precision: str) -> torch.dtype | None:
-    """Return the type of the forward pass in training, None for that of the weights, which stay fp32."""
-    return torch.bfloat16 if precision == "bf16" else None
+def autocast_type(precision: str, device: str) -> torch.dtype | None:
+    """Return the type of the forward pass in training, None for that of the weights, which stay fp32.
+
+    On a CPU a forward pass under autocast is slower than one in fp32, for small models by far.
+    """
+    return torch.bfloat16 if precision != "fp32" and device.startswith("cuda") else None
 
 
 def widened(numbers: Tensor) -> Tensor:

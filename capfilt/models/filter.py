@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from capfilt.data.images import normalise
-from capfilt.models.devices import widened
+from capfilt.models.devices import inference_type, widened
 from capfilt.records import Scores
+from capfilt.settings import Matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +22,24 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
 
 
+AS_MADE = Matching()
+"""Nothing chosen: a filter reads texts as its card says."""
+
+
 class MedFilter:
     """Scores pairs with a bundle whose model has the ITC or the ITM function, or both."""
 
-    def __init__(self, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        precision: str = "fp32",
+        matching: Matching = AS_MADE,
+    ) -> None:
         self.digest = bundle.card.weights
-        self.model = bundle.model.to(device=device, dtype=dtype).eval()
-        self._dtype = dtype
+        self._dtype = inference_type(precision)
+        self.model = bundle.model.to(device=device, dtype=self._dtype).eval()
+        self._matching = bundle.card.conventions.matching(matching)
         self._images = bundle.card.model.images
         self._max_tokens = bundle.card.model.text.max_tokens
         self._vocabulary = bundle.vocabulary
@@ -52,7 +64,7 @@ class MedFilter:
             own = self.text_features(rows).view(len(batch), most, -1)
             itc = (features * own).sum(-1).flatten().tolist()
         if "itm" in self.model.objectives:
-            ids, real = self._encode(rows, "enc")
+            ids, real = self._encode(rows, self._matching.match_token or "enc")
             logits = self.model.itm_logits(ids, real, self.model.memory(states))
             itm = widened(logits).softmax(-1)[:, 1].tolist()
         scores = [Scores(itc=one, itm=other) for one, other in zip(itc, itm, strict=True)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from capfilt.records import Scores
-    from capfilt.settings import Decoding, Images
+    from capfilt.settings import Images, SettledDecoding
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Captioner(Protocol):
         ...
 
     def caption(
-        self, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int
+        self, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
     ) -> list[list[str]]:
         """Return `candidates` captions for each picture, without the prompt.
 

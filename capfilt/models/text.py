@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from capfilt.settings import Text
 
 Direction = Literal["encoder", "decoder"]
-NORM_EPSILON = 1e-12
-"""Of every norm in the text part, as in BERT and BLIP's released code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class SelfAttention(nn.Module):
         self.dropout = text.dropout
         self.qkv = nn.Linear(text.width, 3 * text.width)
         self.out = nn.Linear(text.width, text.width)
-        self.norm = nn.LayerNorm(text.width, eps=NORM_EPSILON)
+        self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
 
     def forward(
         self, states: Tensor, visible: Tensor | None, *, causal: bool, cache: TokenCache | None
@@ -120,7 +118,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(text.width, text.width)
         self.key_value = nn.Linear(image_width, 2 * text.width)
         self.out = nn.Linear(text.width, text.width)
-        self.norm = nn.LayerNorm(text.width, eps=NORM_EPSILON)
+        self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
 
     def memory(self, image_states: Tensor) -> ImageMemory:
         """Return keys and values of image states, shape (images, states, image width)."""
@@ -154,7 +152,7 @@ class FeedForward(nn.Module):
         self.dropout = text.dropout
         self.up = nn.Linear(text.width, text.feed_forward)
         self.down = nn.Linear(text.feed_forward, text.width)
-        self.norm = nn.LayerNorm(text.width, eps=NORM_EPSILON)
+        self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return new states, same shape."""
@@ -205,9 +203,8 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.dropout = text.dropout
         self.words = nn.Embedding(vocabulary_size, text.width)
-        # Room for a caption as long as the decoder may write, beyond what is read in training.
-        self.positions = nn.Embedding(max(512, text.max_tokens), text.width)
-        self.norm = nn.LayerNorm(text.width, eps=NORM_EPSILON)
+        self.positions = nn.Embedding(text.places, text.width)
+        self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
         self.layers = nn.ModuleList(
             Layer(text, image_width, directions, grounded=grounded) for _ in range(text.layers)
         )
@@ -255,7 +252,7 @@ class WordHead(nn.Module):
     def __init__(self, text: Text, words: nn.Embedding) -> None:
         super().__init__()
         self.dense = nn.Linear(text.width, text.width)
-        self.norm = nn.LayerNorm(text.width, eps=NORM_EPSILON)
+        self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
         self.apply(_initialise)
 

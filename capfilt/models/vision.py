@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -86,6 +87,8 @@ def _plain_vit(vision: Vision, images: Images) -> nn.Module:
         embed_dim=vision.width,
         depth=vision.layers,
         num_heads=vision.heads,
+        mlp_ratio=vision.mlp_ratio,
+        norm_layer=partial(nn.LayerNorm, eps=vision.norm_epsilon),
         num_classes=0,
         global_pool="",
         **({"embed_layer": ConvolutionalStem} if vision.stem == "convolution" else {}),

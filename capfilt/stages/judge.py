@@ -51,7 +51,7 @@ class JudgePairs:
     def run(self, context: Context) -> Outcome:
         """Write the policy and count its verdicts."""
         # A pipeline's own rule is for its filter: without one every caption is kept.
-        judge = context.settings.judge if context.settings.filter else Judge()
+        judge = context.settings.judge if context.settings.score else Judge()
         number, policy = judge_run(context.run, judge)
         with open_catalog(context.run) as catalog:
             counts = pair_counts(catalog)

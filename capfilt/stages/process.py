@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import digest_of
 from capfilt.models.cards import read_card
 from capfilt.provenance.commit import committed
+from capfilt.settings import SettledDecoding
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.lineage import record_bundle
 from capfilt.stages.shard import ShardJob, run_shard
@@ -45,7 +46,8 @@ class RecaptionAndScore:
                 fingerprint=digest_of({**facts, "shard": [shard.name, shard.size, shard.digest]}),
                 captioner=bundle_of(context, "captioner") if self.recaption else None,
                 filter=bundle_of(context, "filter") if self.score else None,
-                decoding=context.settings.decoding,
+                decoding=SettledDecoding(**(facts["decoding"] or {})),
+                matching=context.settings.filter,
                 candidates=context.settings.candidates,
                 seed=context.settings.seed,
                 input=context.settings.input,
@@ -96,11 +98,17 @@ class RecaptionAndScore:
 
     def _facts(self, context: Context) -> dict[str, Any]:
         settings = context.settings
-        captioner = read_card(bundle_of(context, "captioner")).weights if self.recaption else None
+        captioner = read_card(bundle_of(context, "captioner")) if self.recaption else None
+        filter_ = read_card(bundle_of(context, "filter")) if self.score else None
         return {
-            "captioner": captioner,
-            "filter": read_card(bundle_of(context, "filter")).weights if self.score else None,
-            "decoding": settings.decoding.model_dump(mode="json") if captioner else None,
+            "captioner": captioner.weights if captioner else None,
+            "filter": filter_.weights if filter_ else None,
+            "matching": filter_.conventions.matching(settings.filter).model_dump(mode="json")
+            if filter_
+            else None,
+            "decoding": captioner.conventions.decoding(settings.decoding).model_dump(mode="json")
+            if captioner
+            else None,
             "candidates": settings.candidates if captioner else None,
             "seed": settings.seed if captioner else None,
             "input": settings.input.model_dump(mode="json"),

@@ -8,11 +8,11 @@ from capfilt.records import Caption, Source
 
 if TYPE_CHECKING:
     from capfilt.models.protocols import Captioner, ImageBatch
-    from capfilt.settings import Decoding
+    from capfilt.settings import SettledDecoding
 
 
 def recaption(
-    captioner: Captioner, batch: ImageBatch, decoding: Decoding, *, seed: int, candidates: int
+    captioner: Captioner, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
 ) -> list[list[Caption]]:
     """Return the synthetic captions of each picture, in the order of their candidate numbers."""
     texts = captioner.caption(batch, decoding, seed=seed, candidates=candidates)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from capfilt.models.protocols import ImageBatch
-    from capfilt.settings import Bootstrap
+    from capfilt.settings import Bootstrap, Matching
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ScoringJob:
     max_pixels: int
     batch_size: int
     precision: str
+    matching: Matching
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ class ScoreAgain:
 
     def settings(self, context: Context) -> dict[str, Any]:
         """Return what the scores depend on."""
+        card = read_card(self.filter)
         return {
-            "filter": read_card(self.filter).weights,
+            "filter": card.weights,
+            "matching": card.conventions.matching(context.settings.filter).model_dump(mode="json"),
             "device": context.devices[0].partition(":")[0],
             "precision": context.precision,
             "batch_size": context.settings.compute.batch_size,
@@ -109,6 +112,7 @@ class ScoreAgain:
                         max_pixels,
                         facts["batch_size"],
                         context.precision,
+                        context.settings.filter,
                     )
                 )
         context.progress.begin("score", "images")
@@ -133,7 +137,7 @@ class ScoreAgain:
 
 def score_shard(job: ScoringJob, device: str, tell: Tell) -> ShardCounts:
     """Score one committed shard's captions and commit the scores."""
-    model = load_filter(job.filter, device, job.precision)
+    model = load_filter(job.filter, device, job.precision, job.matching)
     scores: list[dict[str, Any]] = []
     images = 0
     for stored, batch in _batches(job):

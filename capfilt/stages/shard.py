@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.captioner import MedCaptioner
     from capfilt.models.filter import MedFilter
-    from capfilt.settings import Decoding, Input
+    from capfilt.settings import Input, Matching, SettledDecoding
     from capfilt.stages.context import Tell
 
 Row = dict[str, Any]
@@ -42,7 +42,8 @@ class ShardJob:
     fingerprint: str
     captioner: Path | None
     filter: Path | None
-    decoding: Decoding
+    decoding: SettledDecoding
+    matching: Matching
     candidates: int
     seed: int
     input: Input
@@ -81,7 +82,7 @@ class _Rows:
 def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
     """Do one shard and commit its rows."""
     captioner = load_captioner(job.captioner, device, job.precision) if job.captioner else None
-    filter_ = load_filter(job.filter, device, job.precision) if job.filter else None
+    filter_ = load_filter(job.filter, device, job.precision, job.matching) if job.filter else None
     rows = _Rows()
     samples_in = images = 0
     for group in _batches(_decoded(job.shard, job.input), job.batch_size):
@@ -138,18 +139,16 @@ def load_captioner(path: Path, device: str, precision: str) -> MedCaptioner:
 
     from capfilt.models.bundle import load_bundle
     from capfilt.models.captioner import MedCaptioner
-    from capfilt.models.devices import inference_type
 
-    return MedCaptioner(load_bundle(path, needs="lm"), torch.device(device), inference_type(precision))
+    return MedCaptioner(load_bundle(path, needs="lm"), torch.device(device), precision)
 
 
 @lru_cache(maxsize=1)
-def load_filter(path: Path, device: str, precision: str) -> MedFilter:
+def load_filter(path: Path, device: str, precision: str, matching: Matching) -> MedFilter:
     """Load a filter; a worker keeps it from shard to shard."""
     import torch
 
     from capfilt.models.bundle import load_bundle
-    from capfilt.models.devices import inference_type
     from capfilt.models.filter import MedFilter
 
     bundle = load_bundle(path)
@@ -159,7 +158,7 @@ def load_filter(path: Path, device: str, precision: str) -> MedFilter:
             f"{', '.join(bundle.card.objectives)}",
             fix="give a bundle trained for itc or itm; `capfilt train filter CLEAN --out BUNDLE` makes one",
         )
-    return MedFilter(bundle, torch.device(device), inference_type(precision))
+    return MedFilter(bundle, torch.device(device), precision, matching)
 
 
 def _decoded(shard: Shard, limits: Input) -> Iterator[Decoded]:

@@ -93,7 +93,7 @@ def models_to_train(settings: Bootstrap) -> list[TrainModels]:
     kinds: list[Kind] = []
     if settings.recaption and given.captioner is None:
         kinds.append("captioner")
-    if settings.filter and given.filter is None:
+    if settings.score and given.filter is None:
         kinds.append("filter")
     if not kinds:
         return []

@@ -174,7 +174,7 @@ def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> 
         held_out=batches(material.held_out),
         name=job.kind,
         seed=job.seed,
-        autocast=autocast_type(job.precision),
+        autocast=autocast_type(job.precision, device),
         checkpoint=job.checkpoint,
         fingerprint=digest_of(material.facts),
         progress=lambda steps, total, _: tell(steps, total),
@@ -241,7 +241,6 @@ def _calibrate(bundle: Bundle, material: _Material, job: TrainingJob, device: st
     import torch
 
     from capfilt.evaluation.calibration import SCORES, measure
-    from capfilt.models.devices import inference_type
     from capfilt.models.filter import MedFilter
     from capfilt.models.protocols import ImageBatch
 
@@ -254,6 +253,6 @@ def _calibrate(bundle: Bundle, material: _Material, job: TrainingJob, device: st
                 [pairs.picture(index) for index in some], [pairs.pairs[index].image_sha256 for index in some]
             )
 
-    model = MedFilter(bundle, torch.device(device), inference_type(job.precision))
+    model = MedFilter(bundle, torch.device(device), job.precision)
     scores = [name for name in SCORES if name in bundle.card.objectives]
     return measure(model, batches, [pairs.pairs[index] for index in held_out], scores=scores, seed=job.seed)

@@ -31,7 +31,7 @@ class Choices(Bootstrap):
 
 
 def stages(choices):
-    return [JudgePairs()] if choices.filter else []
+    return [JudgePairs()] if choices.score else []
 '''
 
 

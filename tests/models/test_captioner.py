@@ -14,7 +14,7 @@ from capfilt.data.images import normalise
 from capfilt.draws import uniforms
 from capfilt.models import decoding as search
 from capfilt.models.captioner import MedCaptioner
-from capfilt.settings import Decoding
+from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
     from capfilt.models.vocabulary import Vocabulary
 
-NUCLEUS = Decoding(min_tokens=2, max_tokens=10)
-GREEDY = Decoding(method="greedy", min_tokens=2, max_tokens=10, repetition_penalty=1.1)
+NUCLEUS = SettledDecoding(min_tokens=2, max_tokens=10)
+GREEDY = SettledDecoding(method="greedy", min_tokens=2, max_tokens=10, repetition_penalty=1.1)
 PICTURES = 130
 SEED = 7
 EDGE, TIE = 1e-5, 1e-4
@@ -35,7 +35,7 @@ EDGE, TIE = 1e-5, 1e-4
 @pytest.fixture(scope="module")
 def captioner(vocabulary: Vocabulary) -> MedCaptioner:
     bundle = small_bundle(Path("nowhere"), "captioner", ["lm"], vocabulary)
-    return MedCaptioner(bundle, torch.device("cpu"), torch.float32)
+    return MedCaptioner(bundle, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class Written:
 @pytest.fixture
 def in_batches_of(
     captioner: MedCaptioner, batch: ImageBatch, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int, Decoding, int], Written]:
+) -> Callable[[int, SettledDecoding, int], Written]:
     """Caption all pictures so many at a time."""
     rows: list[Tensor] = []
     real = search.write
@@ -65,7 +65,7 @@ def in_batches_of(
 
     monkeypatch.setattr(search, "write", recording)
 
-    def run(size: int, decoding: Decoding, candidates: int) -> Written:
+    def run(size: int, decoding: SettledDecoding, candidates: int) -> Written:
         written = Written()
         for start in range(0, PICTURES, size):
             some = part(batch, range(start, min(start + size, PICTURES)))
@@ -83,7 +83,7 @@ def in_batches_of(
 def margins(
     captioner: MedCaptioner,
     batch: ImageBatch,
-    decoding: Decoding,
+    decoding: SettledDecoding,
     picture: int,
     candidate: int,
     ids: list[int],
@@ -122,8 +122,8 @@ def margins(
 def test_captions_do_not_depend_on_the_batch_but_where_a_choice_hangs_by_a_hair(
     captioner: MedCaptioner,
     batch: ImageBatch,
-    in_batches_of: Callable[[int, Decoding, int], Written],
-    decoding: Decoding,
+    in_batches_of: Callable[[int, SettledDecoding, int], Written],
+    decoding: SettledDecoding,
 ) -> None:
     candidates = 2 if decoding.method == "nucleus" else 1
     alone = in_batches_of(1, decoding, candidates)
@@ -147,7 +147,7 @@ def test_captions_do_not_depend_on_the_batch_but_where_a_choice_hangs_by_a_hair(
 
 @torch.inference_mode()
 def test_hardly_any_choice_hangs_by_a_hair(
-    captioner: MedCaptioner, batch: ImageBatch, in_batches_of: Callable[[int, Decoding, int], Written]
+    captioner: MedCaptioner, batch: ImageBatch, in_batches_of: Callable[[int, SettledDecoding, int], Written]
 ) -> None:
     for decoding in (NUCLEUS, GREEDY):
         written = in_batches_of(64, decoding, 1)
@@ -181,7 +181,7 @@ def test_a_caption_is_drawn_by_seed_picture_and_candidate_and_by_nothing_else(
 def test_a_method_with_one_answer_gives_it_to_every_candidate(
     captioner: MedCaptioner, batch: ImageBatch, method: str
 ) -> None:
-    decoding = Decoding.model_validate({"method": method, "min_tokens": 2, "max_tokens": 8})
+    decoding = SettledDecoding.model_validate({"method": method, "min_tokens": 2, "max_tokens": 8})
     some = part(batch, range(5))
     one = captioner.caption(some, decoding, seed=1, candidates=1)
     three = captioner.caption(some, decoding, seed=9, candidates=3)
@@ -209,7 +209,7 @@ def test_a_caption_is_the_text_before_its_end_without_the_prompt(
         return torch.tensor([[word, other, vocabulary.sep, word], [word] * 4])
 
     monkeypatch.setattr(search, "write", writes)
-    decoding = Decoding(method="greedy", prompt="a small")
+    decoding = SettledDecoding(method="greedy", prompt="a small")
     captions = captioner.caption(part(batch, range(2)), decoding, seed=0, candidates=1)
     assert starts == [[vocabulary.prompt("a small")] * 2]
     assert captions == [["red cat"], ["red red red red"]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from capfilt.draws import uniforms
 from capfilt.models.decoding import beam, draw, nucleus, shaped, write
 from capfilt.models.text import TokenCache
-from capfilt.settings import Decoding
+from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:
     from capfilt.models.med import MED
@@ -38,7 +38,7 @@ def plain_softmax(values: list[float]) -> list[float]:
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(
     values: list[float], top_p: float, temperature: float
 ) -> None:
-    kept = nucleus(torch.tensor([values]).double(), Decoding(top_p=top_p, temperature=temperature))[
+    kept = nucleus(torch.tensor([values]).double(), SettledDecoding(top_p=top_p, temperature=temperature))[
         0
     ].tolist()
     probabilities = plain_softmax([value / temperature for value in torch.tensor(values).double().tolist()])
@@ -57,7 +57,7 @@ def test_the_token_that_crosses_top_p_is_kept() -> None:
     logits = torch.tensor([[0.3, 0.5, 0.15, 0.05]]).double().log()
 
     def kept(top_p: float) -> list[float]:
-        row: list[float] = nucleus(logits, Decoding(top_p=top_p))[0].tolist()
+        row: list[float] = nucleus(logits, SettledDecoding(top_p=top_p))[0].tolist()
         return row
 
     assert kept(0.6) == pytest.approx([0.3 / 0.8, 0.5 / 0.8, 0, 0])
@@ -69,26 +69,30 @@ def test_the_token_that_crosses_top_p_is_kept() -> None:
 def test_top_k_acts_before_top_p() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).double().log()
     # Of the two likeliest, 4/7 and 3/7, the first alone reaches one half; of all four it does not.
-    assert nucleus(logits, Decoding(top_k=2, top_p=0.5))[0].tolist() == [1, 0, 0, 0]
-    assert nucleus(logits, Decoding(top_k=0, top_p=0.5))[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
-    assert nucleus(logits, Decoding(top_k=9, top_p=1.0))[0].tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert nucleus(logits, SettledDecoding(top_k=2, top_p=0.5))[0].tolist() == [1, 0, 0, 0]
+    assert nucleus(logits, SettledDecoding(top_k=0, top_p=0.5))[0].tolist() == pytest.approx(
+        [4 / 7, 3 / 7, 0, 0]
+    )
+    assert nucleus(logits, SettledDecoding(top_k=9, top_p=1.0))[0].tolist() == pytest.approx(
+        [0.4, 0.3, 0.2, 0.1]
+    )
 
 
 def test_equally_likely_tokens_at_the_edge_are_kept_in_the_order_of_their_ids() -> None:
-    assert nucleus(torch.zeros(1, 4), Decoding(top_p=0.5))[0].tolist() == [0.5, 0.5, 0, 0]
+    assert nucleus(torch.zeros(1, 4), SettledDecoding(top_p=0.5))[0].tolist() == [0.5, 0.5, 0, 0]
 
 
 @pytest.mark.parametrize(
     "decoding",
     [
-        Decoding(top_p=0.9),
-        Decoding(top_p=0.5, temperature=1.7),
-        Decoding(top_p=0.95, top_k=5),
-        Decoding(top_p=1.0, top_k=3, temperature=0.6),
+        SettledDecoding(top_p=0.9),
+        SettledDecoding(top_p=0.5, temperature=1.7),
+        SettledDecoding(top_p=0.95, top_k=5),
+        SettledDecoding(top_p=1.0, top_k=3, temperature=0.6),
     ],
     ids=["top_p", "top_p and temperature", "top_k and top_p", "top_k and temperature"],
 )
-def test_draws_follow_the_probabilities_of_transformers(decoding: Decoding) -> None:
+def test_draws_follow_the_probabilities_of_transformers(decoding: SettledDecoding) -> None:
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = torch.from_numpy(uniforms(12, "logits of a test"))[None] * 6
@@ -149,7 +153,7 @@ def test_the_repetition_penalty_is_that_of_transformers(seed: int, penalty: floa
     logits = torch.randn(3, 10, generator=generator, dtype=torch.float64)
     ids = torch.randint(0, 10, (3, 6), generator=generator)
     before = logits.clone()
-    ours = shaped(logits, ids, Decoding(repetition_penalty=penalty, min_tokens=0), 3, 0)
+    ours = shaped(logits, ids, SettledDecoding(repetition_penalty=penalty, min_tokens=0), 3, 0)
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
     torch.testing.assert_close(ours, theirs, atol=1e-15, rtol=1e-15)
     assert torch.equal(logits, before)
@@ -164,7 +168,7 @@ def test_the_end_is_out_of_reach_as_long_as_in_transformers(position: int) -> No
     prompt = 2
     ids = torch.zeros(2, prompt + position, dtype=torch.long)
     theirs = MinNewTokensLengthLogitsProcessor(prompt, 3, 5, device="cpu")(ids, logits.clone())
-    ours = shaped(logits, ids, Decoding(min_tokens=3), 5, position)
+    ours = shaped(logits, ids, SettledDecoding(min_tokens=3), 5, position)
     assert torch.equal(ours, theirs)
     assert torch.equal(logits, before)
 
@@ -203,7 +207,7 @@ END = 0
 def test_captions_keep_to_their_lengths_and_a_finished_one_stays_finished(
     seed: int, least: int, more: int, is_drawn: bool
 ) -> None:
-    decoding = Decoding(min_tokens=least, max_tokens=max(1, least + more), top_p=1.0)
+    decoding = SettledDecoding(min_tokens=least, max_tokens=max(1, least + more), top_p=1.0)
     rows = 5
     start = torch.arange(1, 1 + rows)[:, None]  # every row begins otherwise
     numbers = torch.from_numpy(uniforms(rows * decoding.max_tokens, "write", seed)).view(rows, -1)
@@ -230,7 +234,7 @@ def test_captions_keep_to_their_lengths_and_a_finished_one_stays_finished(
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
-    decoding = Decoding(min_tokens=0, max_tokens=6, repetition_penalty=1.2)
+    decoding = SettledDecoding(min_tokens=0, max_tokens=6, repetition_penalty=1.2)
     start = torch.tensor(list(itertools.product(range(1, 4), repeat=2)))[:8]
     numbers = torch.from_numpy(uniforms(48, "rows")).view(8, 6)
     together = write(Table(4, 0, 2.0).next_logits, start, decoding, END, numbers)
@@ -251,7 +255,7 @@ def model() -> MED:
 @torch.no_grad()
 def test_what_is_written_step_by_step_is_what_full_forwards_would_write(model: MED, is_drawn: bool) -> None:
     rows, end = 6, 3
-    decoding = Decoding(min_tokens=2, max_tokens=10, repetition_penalty=1.1, top_p=0.9, top_k=20)
+    decoding = SettledDecoding(min_tokens=2, max_tokens=10, repetition_penalty=1.1, top_p=0.9, top_k=20)
     side = SMALL.images.size_px
     images = torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     memory = model.memory(model.encode_image(images))
@@ -285,7 +289,7 @@ def all_captions(vocabulary: int, longest: int) -> list[tuple[int, ...]]:
     return ended + list(itertools.product(words, repeat=longest))
 
 
-def score(table: Table, start: tuple[int, ...], caption: tuple[int, ...], decoding: Decoding) -> float:
+def score(table: Table, start: tuple[int, ...], caption: tuple[int, ...], decoding: SettledDecoding) -> float:
     """Return a caption's log-probability, its end included, by its length to the length penalty's power."""
     beginning, total = list(start), 0.0
     for position, token in enumerate(caption):
@@ -302,7 +306,7 @@ def score(table: Table, start: tuple[int, ...], caption: tuple[int, ...], decodi
     return float(total / len(caption) ** decoding.length_penalty)
 
 
-def searched(table: Table, starts: list[tuple[int, ...]], decoding: Decoding) -> list[tuple[int, ...]]:
+def searched(table: Table, starts: list[tuple[int, ...]], decoding: SettledDecoding) -> list[tuple[int, ...]]:
     rows = beam(table.next_logits, table.reorder, torch.tensor(starts), decoding, END).tolist()
     return [tuple(row[: row.index(END) + 1]) if END in row else tuple(row) for row in rows]
 
@@ -318,7 +322,7 @@ def searched(table: Table, starts: list[tuple[int, ...]], decoding: Decoding) ->
 def test_with_enough_beams_the_search_finds_the_best_caption_of_all(
     seed: int, longest: int, least: int, length_penalty: float, repetition_penalty: float
 ) -> None:
-    decoding = Decoding(
+    decoding = SettledDecoding(
         method="beam",
         beams=3**3,
         max_tokens=longest,
@@ -337,7 +341,7 @@ def test_with_enough_beams_the_search_finds_the_best_caption_of_all(
 def test_few_beams_find_captions_that_exist_and_none_that_beats_the_best() -> None:
     found_best = 0
     for seed in range(40):
-        decoding = Decoding(method="beam", beams=2, max_tokens=4, min_tokens=1)
+        decoding = SettledDecoding(method="beam", beams=2, max_tokens=4, min_tokens=1)
         (caption,) = searched(Table(4, seed), [(3,)], decoding)
         table = Table(4, seed)
         scores = {other: score(table, (3,), other, decoding) for other in all_captions(4, 4)}
@@ -347,7 +351,7 @@ def test_few_beams_find_captions_that_exist_and_none_that_beats_the_best() -> No
 
 
 def test_rows_of_a_beam_search_do_not_depend_on_each_other() -> None:
-    decoding = Decoding(method="beam", beams=3, max_tokens=5, min_tokens=1)
+    decoding = SettledDecoding(method="beam", beams=3, max_tokens=5, min_tokens=1)
     starts = list(itertools.product(range(1, 5), repeat=2))[:8]
     together = searched(Table(5, 1), starts, decoding)
     assert together == [searched(Table(5, 1), [start], decoding)[0] for start in starts]
@@ -361,6 +365,10 @@ def test_a_caption_that_cannot_be_scored_better_is_filled_up_with_the_end() -> N
 
     settings_of: dict[str, Any] = {"method": "beam", "beams": 2, "max_tokens": 5, "min_tokens": 0}
     ids = beam(
-        (table := Ends(3, 0)).next_logits, table.reorder, torch.tensor([[2]]), Decoding(**settings_of), END
+        (table := Ends(3, 0)).next_logits,
+        table.reorder,
+        torch.tensor([[2]]),
+        SettledDecoding(**settings_of),
+        END,
     )
     assert ids.tolist() == [[1, 1, END, END, END]]

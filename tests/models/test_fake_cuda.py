@@ -24,7 +24,7 @@ from capfilt.models.captioner import _Writing
 from capfilt.models.decoding import beam, write
 from capfilt.models.losses import draw_hard_negatives
 from capfilt.models.med import MED
-from capfilt.settings import Decoding, Phase
+from capfilt.settings import Phase, SettledDecoding
 from capfilt.training.objectives import Batch, step_losses
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 @dtypes
 @pytest.mark.parametrize("method", ["nucleus", "greedy", "beam"])
 def test_captions_are_written_on_the_gpu_without_waiting_for_it(method: str, dtype: torch.dtype) -> None:
-    decoding = Decoding.model_validate(
+    decoding = SettledDecoding.model_validate(
         {"method": method, "min_tokens": 2, "max_tokens": 6, "top_k": 20, "repetition_penalty": 1.1}
     )
     with without_a_gpu() as device, torch.inference_mode():

@@ -33,7 +33,7 @@ TEXTS = [
 
 def a_filter(vocabulary: Vocabulary, objectives: list[Objective]) -> MedFilter:
     bundle = small_bundle(Path("nowhere"), "filter", objectives, vocabulary)
-    return MedFilter(bundle, torch.device("cpu"), torch.float32)
+    return MedFilter(bundle, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

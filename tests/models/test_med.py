@@ -22,7 +22,7 @@ from capfilt.models.decoding import write
 from capfilt.models.losses import itm_loss, lm_loss
 from capfilt.models.med import MED, adopt
 from capfilt.models.text import TokenCache
-from capfilt.settings import Decoding, Images, Model, Text, Vision
+from capfilt.settings import Images, Model, SettledDecoding, Text, Vision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,11 @@ def memory(captioner: MED, captioning: Weights) -> list[ImageMemory]:
 
 
 def captions(
-    model: MED, memory: list[ImageMemory], decoding: Decoding, prompt: Tensor, numbers: Tensor | None = None
+    model: MED,
+    memory: list[ImageMemory],
+    decoding: SettledDecoding,
+    prompt: Tensor,
+    numbers: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the ids written after the prompt, and the logits of every step."""
     caches, steps = [TokenCache() for _ in memory], []
@@ -109,11 +113,15 @@ def test_the_language_modelling_loss_is_that_of_the_released_code(
 # `min_length` and `max_length` of the released code count the four ids of the prompt: 5 to 20 there are
 # 1 to 16 here.
 WRITTEN = {
-    "greedy_coco": Decoding(method="greedy", min_tokens=1, max_tokens=16),
-    "greedy_default": Decoding(method="greedy", min_tokens=6, max_tokens=26),
-    "greedy_coco_rp1.3": Decoding(method="greedy", min_tokens=1, max_tokens=16, repetition_penalty=1.3),
-    "sample": Decoding(min_tokens=1, max_tokens=16, top_p=0.9, top_k=50, repetition_penalty=1.1),
-    "sample_p999": Decoding(min_tokens=1, max_tokens=16, top_p=0.999, top_k=50, repetition_penalty=1.1),
+    "greedy_coco": SettledDecoding(method="greedy", min_tokens=1, max_tokens=16),
+    "greedy_default": SettledDecoding(method="greedy", min_tokens=6, max_tokens=26),
+    "greedy_coco_rp1.3": SettledDecoding(
+        method="greedy", min_tokens=1, max_tokens=16, repetition_penalty=1.3
+    ),
+    "sample": SettledDecoding(min_tokens=1, max_tokens=16, top_p=0.9, top_k=50, repetition_penalty=1.1),
+    "sample_p999": SettledDecoding(
+        min_tokens=1, max_tokens=16, top_p=0.999, top_k=50, repetition_penalty=1.1
+    ),
 }
 
 

@@ -80,7 +80,7 @@ def test_licences_are_counted_and_a_strangers_one_stays_text(
         ],
     )
 
-    run = world.run(tmp_path / "run", web, bundles, filter=False).run
+    run = world.run(tmp_path / "run", web, bundles, score=False).run
 
     card = (run.export / "README.md").read_text()
     found = _rows(card, "Licences found in the metadata")

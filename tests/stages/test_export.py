@@ -270,7 +270,7 @@ def test_the_policy_beside_the_shards_is_the_one_in_force(fresh: RunDir) -> None
 
 
 def test_where_nothing_was_scored_the_new_caption_goes_out(bundles: dict[str, Path], tmp_path: Path) -> None:
-    run = world.run(tmp_path / "run", world.REAL / "photos.tar", bundles, filter=False).run
+    run = world.run(tmp_path / "run", world.REAL / "photos.tar", bundles, score=False).run
 
     samples = _samples(run.export)
 

@@ -144,7 +144,7 @@ def test_a_run_without_scores_keeps_every_caption_and_takes_no_rule(
         world.REAL / "photos.tar",
         bundles,
         stages=(RecaptionAndScore(recaption=True, score=False), JudgePairs()),
-        filter=False,
+        score=False,
     ).run
 
     assert len(_kept(run)) == 10
@@ -160,7 +160,7 @@ def test_what_a_pipeline_chose_for_its_filter_is_left_aside_where_there_is_none(
 ) -> None:
     """A pipeline's own threshold must not end a run that was asked for captions alone."""
     finished = world.run(
-        tmp_path / "run", world.REAL / "photos.tar", bundles, filter=False, judge={"itm": "auto:recall=0.85"}
+        tmp_path / "run", world.REAL / "photos.tar", bundles, score=False, judge={"itm": "auto:recall=0.85"}
     )
 
     assert [outcome.status for _, outcome in finished.outcomes] == ["done"] * 3

@@ -305,11 +305,11 @@ def test_nothing_is_trained_that_is_given_or_not_used(tmp_path: Path) -> None:
     given = tmp_path / "bundle"
     assert names() == ["train_joint", "train_captioner_and_filter"]
     assert names(recaption=False) == ["train_joint", "train_filter"]
-    assert names(filter=False) == ["train_joint", "train_captioner"]
+    assert names(score=False) == ["train_joint", "train_captioner"]
     assert names(bundles={"captioner": given}) == ["train_joint", "train_filter"]
     assert names(bundles={"captioner": given, "filter": given}) == []
     assert names(bundles={"init": given}) == ["train_captioner_and_filter"]
-    assert names(recaption=False, filter=False) == []
+    assert names(recaption=False, score=False) == []
     assert [s.name for s in models_to_train(Bootstrap())] == ["train_captioner_and_filter"]
 
 

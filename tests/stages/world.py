@@ -130,7 +130,7 @@ def run(
     """Do a whole run, in this process; `changes` are settings."""
     chosen = settings(bundles, **changes)
     every: Sequence[Stage] = [
-        RecaptionAndScore(chosen.recaption, chosen.filter),
+        RecaptionAndScore(chosen.recaption, chosen.score),
         JudgePairs(),
         ExportPairs(),
     ]
