@@ -65,7 +65,7 @@ class CleanSet:
         return whole.hexdigest()
 
     def picture(self, index: int) -> Image:
-        """Decode the picture of one pair; RGB, upright."""
+        """Decode the picture of one pair: upright, RGB, or RGBA where a pixel is transparent."""
         pair = self.pairs[index]
         try:
             data = read_bytes(pair.path, pair.offset, pair.size)

@@ -1,7 +1,8 @@
 """From the bytes of a stranger's picture to the pixels a model sees.
 
-Every caller decodes through here, so a picture that one stage uses no other stage refuses: upright, RGB,
-transparency on white, and either whole or refused for a reason that goes into the record.
+Every caller decodes through here, so a picture that one stage uses no other stage refuses: upright, its
+transparency kept, and either whole or refused for a reason that goes into the record. What shows where it is
+transparent is for each model to say, and a picture is decoded once for all of them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class RefusedImage(Exception):
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image:
-    """Return the picture in RGB and upright, transparency on white, the first frame of an animation.
+    """Return the picture upright, the first frame of an animation: RGB, or RGBA where a pixel is transparent.
 
     The size is compared with `max_pixels` (width times height) before any pixel is decoded. Raises
     RefusedImage with EMPTY_IMAGE, TOO_MANY_PIXELS, or UNREADABLE_IMAGE for unknown or truncated bytes.
@@ -77,22 +78,35 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
                 if image.width * image.height > max_pixels:
                     raise RefusedImage(Refusal.TOO_MANY_PIXELS)
                 image.load()
-                return _upright(_flattened(image), _orientation(image))
+                return _upright(_in_colour(image), _orientation(image))
         except PIL.Image.DecompressionBombError as error:
             raise RefusedImage(Refusal.TOO_MANY_PIXELS) from error
         except _REFUSES as error:
             raise RefusedImage(Refusal.UNREADABLE_IMAGE) from error
 
 
-def to_square(image: Image, images: Images) -> npt.NDArray[np.uint8]:
-    """Return the RGB picture as uint8 of shape (3, size_px, size_px), the sides stretched to fit.
+def flattened(picture: Image) -> Image:
+    """Return a decoded picture in RGB as a person sees it, transparency on white."""
+    import PIL.Image
 
-    Source: the processing of BLIP's released code, Resize((size, size), BICUBIC) on the Pillow image.
+    if picture.mode == "RGB":
+        return picture
+    white = PIL.Image.new("RGBA", picture.size, _WHITE)
+    return PIL.Image.alpha_composite(white, picture).convert("RGB")
+
+
+def to_square(picture: Image, images: Images) -> npt.NDArray[np.uint8]:
+    """Return a decoded picture as uint8 of shape (3, size_px, size_px), the sides stretched to fit.
+
+    Where it is transparent, white shows or the colour that the file hides there, as `images` says.
+    Source: the processing of BLIP's released code, convert("RGB") and Resize((size, size), BICUBIC) on
+    the Pillow image.
     """
     import numpy as np
     from PIL.Image import Resampling
 
-    square = image.resize((images.size_px, images.size_px), Resampling.BICUBIC)
+    colours = flattened(picture) if images.transparency == "white" else picture.convert("RGB")
+    square = colours.resize((images.size_px, images.size_px), Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
@@ -142,17 +156,23 @@ def _our_own_limits() -> Iterator[None]:
                 _outside = None
 
 
-def _flattened(image: Image) -> Image:
-    """Return the loaded picture in RGB, transparency on white."""
-    import PIL.Image
+def _in_colour(image: Image) -> Image:
+    """Return the loaded picture in RGBA if a pixel of it is transparent, else in RGB.
 
+    Pillow's convert("RGB") gives the same colours after its convert("RGBA") as without it, whatever the
+    mode: both look a palette up, and neither changes the colour under an alpha.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         return _from_deep_grey(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     with_alpha = image.convert("RGBA")
-    white = PIL.Image.new("RGBA", image.size, _WHITE)
-    return PIL.Image.alpha_composite(white, with_alpha).convert("RGB")
+    return with_alpha if _some_transparent(with_alpha) else with_alpha.convert("RGB")
+
+
+def _some_transparent(with_alpha: Image) -> bool:
+    least, _ = with_alpha.getchannel("A").getextrema()
+    return isinstance(least, (int, float)) and least < 255
 
 
 def _from_deep_grey(image: Image) -> Image:
@@ -168,8 +188,9 @@ def _from_deep_grey(image: Image) -> Image:
         values = np.asarray(image).astype(np.uint32)
         grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
         transparent = image.info.get("transparency")
-        if isinstance(transparent, int):
-            grey[values == transparent] = 255
+        if isinstance(transparent, int) and (values == transparent).any():
+            alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+            return PIL.Image.fromarray(np.stack([grey, grey, grey, alpha], axis=-1))
     else:
         depth = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         low, high = float(depth.min()), float(depth.max())

@@ -27,7 +27,7 @@ class ImageBatch:
     """Decoded pictures, side by side, each known by the sha256 of its encoded bytes."""
 
     pictures: Sequence[Image]
-    """RGB, upright."""
+    """As `capfilt.data.images.decode` gives them: upright, RGB, or RGBA where a pixel is transparent."""
     sha256: Sequence[str]
     _squares: dict[Images, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 

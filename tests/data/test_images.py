@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capfilt.data.images import RefusedImage, decode, normalise, to_square
+from capfilt.data.images import RefusedImage, decode, flattened, normalise, to_square
 from capfilt.data.sources import find_shards, read_shard
 from capfilt.records import Refusal
 from capfilt.settings import Images, Input
@@ -45,7 +45,7 @@ def encoded(
 
 
 def pixels(data: bytes) -> np.ndarray:
-    image = decode(data, max_pixels=MOST)
+    image = flattened(decode(data, max_pixels=MOST))
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -167,6 +167,80 @@ def test_a_palette_is_looked_up_and_its_transparent_entries_are_shown_on_white()
     assert pixels(data)[0].tolist() == [[10, 20, 30], [255] * 3, [70, 80, 90]]
 
 
+def see_through() -> dict[str, bytes]:
+    """A file of 16 x 16 for each way in which a picture can have transparency, colours hidden under it."""
+    rng = np.random.default_rng(0)
+    colours = PIL.Image.fromarray(rng.integers(0, 256, (16, 16, 4), dtype=np.uint8), "RGBA")
+    palette = colours.convert("RGB").quantize(8)
+    grey = colours.convert("L").quantize(8).convert("L")
+    black = PIL.Image.fromarray(rng.integers(0, 2, (16, 16), dtype=np.uint8) * 255).convert("1")
+    flat = PIL.Image.fromarray(rng.integers(0, 2, (16, 16, 3), dtype=np.uint8) * 200)
+    return {
+        "RGBA PNG": encoded(colours),
+        "RGBA TIFF": encoded(colours, "TIFF"),
+        "RGBA WEBP": encoded(colours, "WEBP", lossless=True, exact=True),
+        "LA PNG": encoded(colours.convert("LA")),
+        "LA TIFF": encoded(colours.convert("LA"), "TIFF"),
+        "P PNG, an alpha for each entry": encoded(palette, transparency=bytes([0, 255, 77, 0, 1])),
+        "P PNG, one entry": encoded(palette, transparency=3),
+        "P GIF": encoded(palette, "GIF", transparency=3),
+        "L PNG, one grey": encoded(grey, transparency=grey.getpixel((3, 3))),
+        "RGB PNG, one colour": encoded(flat, transparency=flat.getpixel((5, 5))),
+        "1 PNG, black": encoded(black, transparency=0),
+    }
+
+
+SEE_THROUGH = see_through()
+
+
+@pytest.mark.parametrize("kind", SEE_THROUGH)
+def test_dropped_transparency_shows_the_colours_that_pillow_finds_under_it(kind):
+    data = SEE_THROUGH[kind]
+    picture = decode(data, max_pixels=MOST)
+
+    # A square of its own size is not resampled.
+    shown = to_square(picture, Images(size_px=16, transparency="drop")).transpose(1, 2, 0)
+    assert (shown == np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("kind", SEE_THROUGH)
+def test_one_decoded_picture_serves_both_ways_of_taking_transparency(kind):
+    data = SEE_THROUGH[kind]
+    picture = decode(data, max_pixels=MOST)
+    before = picture.tobytes()
+
+    as_seen = to_square(picture, Images(size_px=16)).transpose(1, 2, 0)
+    dropped = to_square(picture, Images(size_px=16, transparency="drop")).transpose(1, 2, 0)
+
+    alpha = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGBA"))[..., 3:] / 255
+    assert picture.mode == "RGBA"
+    assert picture.tobytes() == before
+    assert np.abs(as_seen - (dropped * alpha + 255 * (1 - alpha))).max() <= 1
+    assert (as_seen == pixels(data)).all()
+    assert np.abs(as_seen.astype(int) - dropped).max() > 50
+
+
+def test_a_picture_that_could_be_transparent_and_is_not_is_kept_without_an_alpha():
+    opaque = corners().convert("RGBA")
+    palette = corners().quantize(6)
+    shown = {encoded(opaque), encoded(opaque.convert("LA")), encoded(palette, transparency=b"\xff" * 6)}
+
+    assert {decode(data, max_pixels=MOST).mode for data in shown} == {"RGB"}
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_a_rotated_picture_is_turned_with_its_transparency(orientation):
+    exif = PIL.Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    image = corners().convert("RGBA")
+    image.putpixel((0, 0), (255, 0, 0, 10))
+
+    turned = np.asarray(decode(encoded(image, exif=exif), max_pixels=MOST))
+    row, column = SHOWN[orientation][0]
+    assert turned[row, column].tolist() == [255, 0, 0, 10]
+    assert (turned[..., 3] == 10).sum() == 1
+
+
 def test_a_gif_shows_its_first_frame_on_white():
     frames = [PIL.Image.new("RGBA", (4, 4), colour) for colour in ("#ff0000ff", "#00ff00ff")]
     frames[0].putpixel((0, 0), (0, 0, 0, 0))
@@ -207,6 +281,7 @@ def test_16_bit_grey_declared_transparent_is_shown_white():
     data = png(2, 1, 16, 0, b"\0" + values.tobytes(), (b"tRNS", struct.pack(">H", 1000)))
 
     assert pixels(data)[0, :, 0].tolist() == [0, 255]
+    assert np.asarray(decode(data, max_pixels=MOST))[0].tolist() == [[0, 0, 0, 255], [4, 4, 4, 0]]
 
 
 def test_16_bit_colour_and_alpha_are_scaled():
@@ -385,7 +460,7 @@ def test_a_mutated_picture_is_decoded_or_refused_and_nothing_else(data):
     except RefusedImage:
         pass
     else:
-        assert image.mode == "RGB"
+        assert image.mode in ("RGB", "RGBA")
         assert image.width * image.height <= 200_000
 
 
@@ -407,84 +482,7 @@ def test_a_mutated_picture_is_decoded_or_refused_and_nothing_else(data):
 )
 def test_random_bytes_are_refused_or_decoded_and_nothing_else(magic, junk):
     with suppress(RefusedImage):
-        assert decode(magic + junk, max_pixels=10_000).mode == "RGB"
-
-
-def blip_inputs() -> list[PIL.Image.Image]:
-    """Real photos and drawings as stored, and one of each kind that needs work before it is RGB."""
-    photo = PIL.Image.open(io.BytesIO(PHOTOS[0]))
-    return [
-        *(PIL.Image.open(io.BytesIO(data)) for data in [*PHOTOS, *DRAWINGS[:3]]),
-        photo.convert("RGB").quantize(32),
-        photo.convert("L"),
-        photo.convert("RGB").resize((1, 400)),
-        photo.convert("CMYK"),
-    ]
-
-
-@pytest.fixture(scope="module")
-def blip():
-    """Transformers' processing of BLIP on Pillow images, as far as pixels; the scale stays 0 to 255."""
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-    processor = BlipImageProcessorPil()
-
-    def process(image: PIL.Image.Image, **options: bool) -> np.ndarray:
-        return np.asarray(processor(image, return_tensors="np", **options)["pixel_values"][0])
-
-    return process
-
-
-def test_the_square_is_the_one_of_transformers_blip(blip):
-    for image in blip_inputs():
-        form = "TIFF" if image.mode == "CMYK" else "PNG"
-        ours = to_square(decode(encoded(image, form), max_pixels=MOST), Images()).astype(int)
-        theirs = blip(image, do_normalize=False, do_rescale=False).astype(int)
-
-        assert ours.shape == theirs.shape == (3, 384, 384)
-        assert np.abs(ours - theirs).max() <= 1, image
-
-
-def test_alpha_is_taken_off_as_transformers_blip_takes_it_off(blip):
-    # BLIP's released code differs here: its convert("RGB") shows what lies under the transparency.
-    photo = PIL.Image.open(io.BytesIO(PHOTOS[0])).convert("RGB")
-    photo.putalpha(PIL.Image.linear_gradient("L").resize(photo.size))
-    palette = PIL.Image.open(io.BytesIO(DRAWINGS[0]))
-
-    for data in (encoded(photo), encoded(photo.convert("LA")), encoded(palette, transparency=0)):
-        ours = to_square(decode(data, max_pixels=MOST), Images()).astype(int)
-        theirs = blip(PIL.Image.open(io.BytesIO(data)), do_normalize=False, do_rescale=False)
-
-        assert np.abs(ours - theirs).max() <= 1
-
-
-def test_rotation_is_what_transformers_blip_leaves_to_its_caller(blip):
-    exif = PIL.Image.Exif()
-    exif[EXIF_ORIENTATION] = 6
-    photo = PIL.Image.open(io.BytesIO(PHOTOS[0])).convert("RGB")
-    data = encoded(photo, exif=exif)
-
-    ours = to_square(decode(data, max_pixels=MOST), Images()).astype(int)
-
-    upright = photo.rotate(-90, expand=True)
-    assert np.abs(ours - blip(upright, do_normalize=False, do_rescale=False)).max() <= 1
-    as_stored = PIL.Image.open(io.BytesIO(data))
-    assert np.abs(ours - blip(as_stored, do_normalize=False, do_rescale=False)).max() > 100
-
-
-def test_normalised_pixels_are_those_of_transformers_blip(blip):
-    import torch
-
-    photo = PIL.Image.open(io.BytesIO(PHOTOS[0]))
-    square = torch.from_numpy(to_square(decode(PHOTOS[0], max_pixels=MOST), Images()))
-
-    ours = normalise(square, Images())
-    theirs = torch.from_numpy(blip(photo))
-
-    assert ours.dtype == torch.float32
-    # One step of a channel is 1 / 255 / std, at most 0.0152.
-    assert (ours - theirs).abs().max() <= 0.0153
-    assert (ours - theirs).abs().mean() < 1e-3
+        assert decode(magic + junk, max_pixels=10_000).mode in ("RGB", "RGBA")
 
 
 def test_a_batch_is_normalised_like_its_pictures():
