@@ -1,30 +1,53 @@
-"""A bundle in memory and on disk: a model, its vocabulary and its card; see `cards` for the files."""
+"""A bundle in memory and on disk: a model, its vocabulary and its card; see `cards` for the files.
+
+Every file is made in memory first, so that the card can name each by its digest.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capfilt.canonical import canonical_json
+import torch
+
+from capfilt.canonical import canonical_json, digest_of
 from capfilt.errors import CapfiltError
-from capfilt.files import whole_folder
+from capfilt.files import flush_folder, whole_folder
 from capfilt.models.cards import (
     CALIBRATION_FILE,
     CARD_FILE,
     METRICS_FILE,
+    OWN_WEIGHTS_FILE,
+    TRAINING_FILE,
     WEIGHTS_FILE,
     Card,
+    Conventions,
     Kind,
     Objective,
+    Origin,
     read_calibration,
     read_card,
 )
+from capfilt.models.checkpoints import (
+    TEMPERATURE,
+    Half,
+    Naming,
+    check_fit,
+    halves,
+    joined,
+    names_of,
+    objectives_of,
+)
+from capfilt.models.configs import CONFIG_FILE, PREPROCESSOR_FILE, blip_config, is_blip, preprocessor_config
 from capfilt.models.med import MED
 from capfilt.models.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -48,21 +71,24 @@ class Packed:
     """A bundle that is not written yet: its card needs the weights, its calibration needs the card."""
 
     bundle: Bundle
-    weights: bytes
+    files: dict[str, bytes]
+    """Every file that the card names."""
 
     def write(
         self, calibration: dict[str, Any] | None = None, metrics: list[dict[str, Any]] | None = None
     ) -> None:
         """Write the bundle, all or nothing, with a filter's calibration and the training's rows."""
-        card = self.bundle.card
+        files = {**self.files, CARD_FILE: _json(self.bundle.card.model_dump(mode="json"))}
+        if calibration is not None:
+            files[CALIBRATION_FILE] = _json(calibration)
+        if metrics is not None:
+            files[METRICS_FILE] = _json(metrics)
         with whole_folder(self.bundle.path) as folder:
-            (folder / WEIGHTS_FILE).write_bytes(self.weights)
-            self.bundle.vocabulary.save(folder)
-            _write_json(folder / CARD_FILE, card.model_dump(mode="json"))
-            if calibration is not None:
-                _write_json(folder / CALIBRATION_FILE, calibration)
-            if metrics is not None:
-                _write_json(folder / METRICS_FILE, metrics)
+            for name, data in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(data)
+            for part in folder.glob("*/"):
+                flush_folder(part)
 
 
 def pack(
@@ -76,31 +102,134 @@ def pack(
     data: str | None,
     training: dict[str, Any],
     versions: dict[str, str],
+    conventions: Conventions | None = None,
+    origin: Origin | None = None,
+    resized_from_px: int | None = None,
 ) -> Packed:
-    """Make a bundle of a model; its card holds the digest of the weights."""
-    from safetensors.torch import save
+    """Make a bundle of a model; its card holds the digests of the weights and of the other files.
 
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    A joint model becomes two bundles in one, its captioner and its filter.
+    """
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     card = Card(
         kind=kind,
         objectives=model.objectives,
-        weights=hashlib.sha256(weights).hexdigest(),
+        weights="",
         model=settings,
         vocabulary=len(vocabulary),
+        conventions=conventions or Conventions(),
+        origin=origin,
+        image_encoder=_image_encoder_digest(weights, settings),
+        resized_from_px=resized_from_px,
         parent=parent,
         data=data,
         training=training,
         versions=versions,
     )
-    return Packed(Bundle(path, card, model, vocabulary), weights)
+    pack_half = _Halves(weights, vocabulary, _vocabulary_files(vocabulary))
+    if kind != "joint":
+        card, files = pack_half(kind, card)
+        return Packed(Bundle(path, card, model, vocabulary), files)
+    files = _training_files(weights)
+    named = {name: _sha256(data) for name, data in files.items()}
+    digests = dict(named)
+    for half in halves(kind, model.objectives):
+        served = objectives_of(half, model.objectives)
+        part, own = pack_half(half, card.model_copy(update={"kind": half, "objectives": served}))
+        own[CARD_FILE] = _json(part.model_dump(mode="json"))
+        digests[half] = part.weights
+        named[f"{half}/{CARD_FILE}"] = _sha256(own[CARD_FILE])
+        files |= {f"{half}/{name}": data for name, data in own.items()}
+    card = card.model_copy(update={"weights": digest_of(digests), "files": named})
+    return Packed(Bundle(path, card, model, vocabulary), files)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(canonical_json(value) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class _Halves:
+    """Makes the files of a captioner or of a filter out of a model that has both or one."""
+
+    weights: Mapping[str, Tensor]
+    vocabulary: Vocabulary
+    vocabulary_files: dict[str, bytes]
+
+    def __call__(self, half: Half, card: Card) -> tuple[Card, dict[str, bytes]]:
+        """Return the card with its digests, and the files that it names."""
+        from safetensors.torch import save
+
+        own = {name: self.weights[name] for name in names_of(half, self.weights, card.objectives)}
+        # transformers writes this remark too, and older versions of it refuse a file without.
+        weights = save(_naming(half, card.model).write(own), {"format": "pt"})
+        files = dict(self.vocabulary_files)
+        if half == "filter":
+            files |= _training_files(self.weights)
+        if is_transformers(card):
+            dtype = str(self.weights["text.words.weight"].dtype).removeprefix("torch.")
+            files[CONFIG_FILE] = _pretty(blip_config(card.model, self.vocabulary, half, dtype))
+            files[PREPROCESSOR_FILE] = _pretty(preprocessor_config(card.model.images))
+        named = {name: _sha256(data) for name, data in sorted(files.items())}
+        card = card.model_copy(update={"weights": _sha256(weights), "files": named})
+        return card, {_weights_file(card): weights, **files}
+
+
+def is_transformers(card: Card) -> bool:
+    """Return whether transformers can load this captioner or filter: BLIP's image encoder, all heads."""
+    return is_blip(card.model) and card.objectives in (("lm",), ("itc", "itm"))
+
+
+def _weights_file(card: Card) -> str:
+    return WEIGHTS_FILE if is_transformers(card) else OWN_WEIGHTS_FILE
+
+
+def _naming(half: Half, settings: Model) -> Naming:
+    return Naming(half, "transformers" if is_blip(settings) else "timm")
+
+
+def _training_files(weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Return what serves training alone, where there is any: the temperature of ITC."""
+    from safetensors.torch import save
+
+    return {TRAINING_FILE: save({TEMPERATURE: weights[TEMPERATURE]})} if TEMPERATURE in weights else {}
+
+
+def _vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as name:
+        vocabulary.save(Path(name))
+        return {file.name: file.read_bytes() for file in sorted(Path(name).iterdir())}
+
+
+def _image_encoder_digest(weights: Mapping[str, Tensor], settings: Model) -> str:
+    """Return the digest of all that the states of a picture depend on."""
+    digest = hashlib.sha256(
+        canonical_json(
+            [settings.vision.model_dump(mode="json"), settings.images.model_dump(mode="json")]
+        ).encode()
+    )
+    for name in sorted(name for name in weights if name.startswith("image.")):
+        tensor = weights[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return (canonical_json(value) + "\n").encode("utf-8")
+
+
+def _pretty(value: Any) -> bytes:
+    """Return JSON as transformers lays it out."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode("utf-8")
 
 
 def load_bundle(path: Path, *, needs: Objective | None = None) -> Bundle:
-    """Read a bundle; one without the objective that is needed of it is refused."""
+    """Read a bundle; one without the objective that is needed of it is refused.
+
+    So is one with a file that is not the one its card describes, by that file's name. A joint model is
+    read whole, whatever is needed of it.
+    """
     card = read_card(path)
     if needs is not None and needs not in card.objectives:
         role = "write captions" if needs == "lm" else "score pairs"
@@ -108,42 +237,110 @@ def load_bundle(path: Path, *, needs: Objective | None = None) -> Bundle:
             f"{path} cannot {role}: it is a {card.kind} trained for {', '.join(card.objectives)}",
             fix=f"give a bundle trained for {needs}",
         )
+    expected = empty(card.model, card.vocabulary, card.objectives).state_dict()
+    if card.kind == "joint":
+        weights, vocabulary = _read_joint(path, card, expected)
+    else:
+        weights, vocabulary = _read_half(card.kind, path, card, expected)
+    model = built(card.model, len(vocabulary), card.objectives, weights)
+    return Bundle(path, card, model, vocabulary, read_calibration(path))
+
+
+def _read_joint(
+    path: Path, card: Card, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Vocabulary]:
+    """Read both halves of a joint model, which must agree on what they share, and its temperature."""
+    _check_files(path, card.files)
+    parts, vocabularies, digests = {}, {}, {}
+    for half in halves(card.kind, card.objectives):
+        part = read_card(path / half)
+        same = {"model": card.model, "vocabulary": card.vocabulary, "kind": half}
+        if any(getattr(part, name) != value for name, value in same.items()):
+            raise CapfiltError(f"{path / half} is no half of {path}: their cards differ", fix=_WHOLE)
+        parts[half], vocabularies[half] = _read_half(half, path / half, part, expected)
+        digests[half] = {name: one for name, one in part.files.items() if name not in _OF_THE_MODEL}
+    if len({digest_of(one) for one in digests.values()}) > 1:
+        raise CapfiltError(f"{path}: captioner and filter have two vocabularies", fix=_WHOLE)
+    weights = joined(parts, str(path))
+    if TEMPERATURE in expected:
+        weights |= _read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
+    return weights, vocabularies.popitem()[1]
+
+
+def _read_half(
+    half: Half, path: Path, card: Card, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Vocabulary]:
+    """Read the weights and the vocabulary of a captioner or a filter.
+
+    `expected` are the weights of the model, of which it has a half, without their values.
+    """
+    _check_files(path, {_weights_file(card): card.weights, **card.files})
     vocabulary = load_vocabulary(path)
     if len(vocabulary) != card.vocabulary:
         raise CapfiltError(
             f"{path}: its vocabulary has {len(vocabulary)} entries where {CARD_FILE} says {card.vocabulary}",
             fix="give a bundle as capfilt wrote it, with its own tokenizer",
         )
-    model = MED(card.model, len(vocabulary), card.objectives)
-    weights = read_weights(path, card)
-    own = model.state_dict()
-    missing = sorted(set(own) - set(weights))
-    surplus = sorted(set(weights) - set(own))
-    misshapen = sorted(name for name in set(own) & set(weights) if own[name].shape != weights[name].shape)
-    if missing or surplus or misshapen:
-        raise CapfiltError(
-            f"{path / WEIGHTS_FILE} does not fit its card: missing {missing[:3]}, surplus {surplus[:3]}, "
-            f"of another shape {misshapen[:3]}",
-            fix="give a bundle as capfilt wrote it",
-        )
-    model.load_state_dict(weights)
-    return Bundle(path, card, model, vocabulary, read_calibration(path))
+    naming, names = _naming(half, card.model), names_of(half, expected, card.objectives)
+    theirs = _read_tensors(path / _weights_file(card), naming.write({name: expected[name] for name in names}))
+    weights = naming.read(theirs, names)
+    if TEMPERATURE in expected and half == "filter":
+        weights |= _read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
+    return weights, vocabulary
 
 
-def read_weights(path: Path, card: Card) -> dict[str, Tensor]:
-    """Read a bundle's weights; other bytes than the card's digest names are refused."""
+_OF_THE_MODEL = (CONFIG_FILE, PREPROCESSOR_FILE, TRAINING_FILE)
+"""Files besides the weights that are not the vocabulary's."""
+_WHOLE = "copy the bundle again, whole; a bundle is never changed in place"
+
+
+def _check_files(path: Path, digests: Mapping[str, str]) -> None:
+    """Refuse a bundle one of whose files is not the one that its card describes."""
+    for name, digest in digests.items():
+        try:
+            with (path / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CapfiltError(
+                f"{path / name} cannot be read: {error.strerror}", fix="copy the bundle again, whole"
+            ) from error
+        if found != digest:
+            raise CapfiltError(
+                f"{path / name} is not the file that {CARD_FILE} describes: its digest differs", fix=_WHOLE
+            )
+
+
+def _read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a file of tensors; it must have the expected ones, by name and shape, and no others."""
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load_file
 
-    file = path / WEIGHTS_FILE
     try:
-        data_bytes = file.read_bytes()
-        weights: dict[str, Tensor] = load(data_bytes)
+        tensors: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CapfiltError(f"{file} cannot be read: {error}", fix="copy the bundle again, whole") from error
-    if hashlib.sha256(data_bytes).hexdigest() != card.weights:
-        raise CapfiltError(
-            f"{file} is not the file that {CARD_FILE} describes: its digest differs",
-            fix="copy the bundle again, whole; a bundle's weights are never changed in place",
-        )
-    return weights
+    check_fit(expected, tensors, str(file), "give a bundle as capfilt wrote it")
+    return tensors
+
+
+def empty(settings: Model, size: int, objectives: Iterable[Objective]) -> MED:
+    """Return a model without values, which costs neither time nor memory."""
+    with torch.device("meta"):
+        return MED(settings, size, objectives)
+
+
+def built(settings: Model, size: int, objectives: Iterable[Objective], weights: Mapping[str, Tensor]) -> MED:
+    """Return a model of these weights, every one it has and no other, in fp32.
+
+    A structure of ours is made without values first: to draw a large model's would take seconds.
+    """
+    objectives = tuple(objectives)
+    full = {name: one.float() if one.is_floating_point() else one for name, one in weights.items()}
+    if settings.vision.timm is None:
+        model = empty(settings, size, objectives)
+        model.load_state_dict(full, assign=True)
+        if not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            return model
+    model = MED(settings, size, objectives)
+    model.load_state_dict(full)
+    return model

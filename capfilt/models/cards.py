@@ -1,19 +1,25 @@
 """What a bundle says of itself, read without its weights and without torch.
 
-    capfilt.json         the card: kind, digest of the weights, structure, lineage, training, versions
-    model.safetensors    the weights
-    tokenizer.json       the vocabulary, as `tokenizers` reads it
-    vocab.txt            the same, one entry a line
-    calibration.json     for a filter: how its scores tell held-out clean pairs from wrong ones
-    metrics.json         the rows of its training
+    capfilt.json                the card: kind, digests of the other files, structure, lineage, training
+    model.safetensors           the weights, under transformers' names
+    config.json                 what transformers needs to load the folder
+    preprocessor_config.json    likewise, for pictures
+    capfilt.safetensors         instead of these three, where transformers cannot build the model: another
+                                image encoder than BLIP's, or not all heads. It would build what it can and
+                                draw the rest at random, so that it must find nothing.
+    tokenizer.json, vocab.txt   the vocabulary, and what tokenizers say of it
+    training.safetensors        what serves training alone: the temperature of ITC
+    calibration.json            for a filter: how its scores tell held-out clean pairs from wrong ones
+    metrics.json                the rows of its training
 
-The card is the only file that is believed; the rest must agree with it.
+A joint model is a card and training.safetensors beside the bundles captioner/ and filter/. The card is the
+only file that is believed; the rest must agree with it.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
 
 CARD_FILE = "capfilt.json"
 WEIGHTS_FILE = "model.safetensors"
+OWN_WEIGHTS_FILE = "capfilt.safetensors"
+TRAINING_FILE = "training.safetensors"
 CALIBRATION_FILE = "calibration.json"
 METRICS_FILE = "metrics.json"
 Objective = Literal["itc", "itm", "lm"]
@@ -82,20 +90,27 @@ class Origin(Settings):
     sha256: str
     """Digest of the weights as they came."""
     left_out: dict[str, str] = Field(default_factory=dict)
-    """Weights there that serve training or another function, and what they are."""
+    """Weights there that serve training or another function (names, or patterns of names), and what they
+    are."""
+    fresh: tuple[str, ...] = ()
+    """Weights that it lacks, drawn anew: heads of a model that only starts a training."""
 
 
 class Card(Settings):
     """What a bundle is and where it comes from."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     """Version of this layout."""
     kind: Kind
     """captioner writes, filter scores, joint does both."""
     objectives: tuple[Objective, ...]
     """What the model was trained for, which says which parts it has."""
     weights: str
-    """sha256 of model.safetensors."""
+    """sha256 of the file of weights; of a joint model, the digest of its parts' digests."""
+    files: dict[Annotated[str, Field(pattern=r"^((captioner|filter)/)?\w[\w.]*$")], str] = Field(
+        default_factory=dict
+    )
+    """sha256 of the other files that its numbers, or a training that starts from it, depend on."""
     model: Model
     """How it is built."""
     vocabulary: int
@@ -107,6 +122,8 @@ class Card(Settings):
     image_encoder: str = ""
     """Digest of the image encoder's weights and of how a picture becomes numbers; models with the same one
     encode a picture once."""
+    resized_from_px: int | None = None
+    """Side of the pictures it was trained on, if its position embeddings were interpolated to another."""
     parent: str | None = None
     """Digest of the weights it was started from; none from scratch."""
     data: str | None = None
@@ -132,7 +149,12 @@ def read_card(path: Path) -> Card:
         raise CapfiltError(
             f"{path / CARD_FILE} cannot be read: {error}", fix="give a whole bundle; copy it again"
         ) from error
-    if not isinstance(values, dict) or values.get("format") != 1:
+    if isinstance(values, dict) and values.get("format") == 1:
+        raise CapfiltError(
+            f"{path / CARD_FILE} is of the format of capfilt 0.1, which no other tool can load",
+            fix="train the model again",
+        )
+    if not isinstance(values, dict) or values.get("format") != 2:
         raise CapfiltError(
             f"{path / CARD_FILE} is of a format that this version does not know", fix="update capfilt"
         )

@@ -14,6 +14,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from capfilt.errors import CapfiltError
 
@@ -78,6 +79,20 @@ class ConvolutionalStem(nn.Module):
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         patches: Tensor = self.convolutions(pixels).flatten(2).transpose(1, 2)
         return patches
+
+
+def interpolated(positions: Tensor, before: int, after: int) -> Tensor:
+    """Return position embeddings for another number of patches, shape (1, others + after, width).
+
+    `positions` is (1, others + before, width); both numbers are squares. The patches' rows are resized as a
+    picture, bicubically and without antialiasing, and the rows before them, the [class] token's, are kept
+    (BLIP's released code).
+    """
+    others, patches = positions[:, :-before], positions[:, -before:]
+    old, new = math.isqrt(before), math.isqrt(after)
+    grid = patches.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([others, resized.permute(0, 2, 3, 1).reshape(1, after, -1)], 1)
 
 
 def _plain_vit(vision: Vision, images: Images) -> nn.Module:

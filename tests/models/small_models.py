@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from capfilt.models.bundle import Bundle, pack
+from capfilt.models.bundle import Bundle, Packed, pack
 from capfilt.models.med import MED
 from capfilt.models.protocols import ImageBatch
 from capfilt.settings import Images, Model, Text, Vision
@@ -65,20 +65,26 @@ def enlarge(model: torch.nn.Module, *, seed: int = 0) -> None:
             parameter.copy_(noise * 0.05)
 
 
-def small_bundle(path: Path, kind: Kind, objectives: Iterable[Objective], vocabulary: Vocabulary) -> Bundle:
-    """Return a bundle of a small model; nothing is written."""
-    model = small_med(objectives, len(vocabulary))
+def small_packed(
+    path: Path, kind: Kind, model: MED, vocabulary: Vocabulary, settings: Model = SMALL
+) -> Packed:
+    """Return a model as a bundle that is not written yet."""
     return pack(
         path,
         kind=kind,
         model=model,
-        settings=SMALL,
+        settings=settings,
         vocabulary=vocabulary,
         parent=None,
         data="d" * 64,
         training={"steps": 3},
         versions={"torch": "none"},
-    ).bundle
+    )
+
+
+def small_bundle(path: Path, kind: Kind, objectives: Iterable[Objective], vocabulary: Vocabulary) -> Bundle:
+    """Return a bundle of a small model; nothing is written."""
+    return small_packed(path, kind, small_med(objectives, len(vocabulary)), vocabulary).bundle
 
 
 def pictures(count: int, *, seed: int = 0) -> ImageBatch:

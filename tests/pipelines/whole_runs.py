@@ -129,11 +129,12 @@ def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Non
 def lasting(run: Path) -> dict[str, str]:
     """sha256 of every file whose bytes must not depend on when and how often a run was started."""
     patterns = (
-        "models/*/model.safetensors",
-        "models/*/vocab.txt",
-        "models/*/tokenizer.json",
+        "models/**/*.safetensors",
+        "models/**/*config.json",
+        "models/**/vocab.txt",
+        "models/**/tokenizer.json",
         "models/*/calibration.json",
-        "models/*/capfilt.json",
+        "models/**/capfilt.json",
         "provenance/samples/*",
         "provenance/captions/*",
         "provenance/scores/*",
