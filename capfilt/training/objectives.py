@@ -80,7 +80,7 @@ def step_losses(
             loss, losses.negatives = _matching(model, vocabulary, batch, memory, similarities, numbers)
             add("itm", phase.itm, loss)
     if phase.lm:
-        ids = with_first(batch.ids, vocabulary.dec)
+        ids = with_first(batch.ids, vocabulary.first_id("dec"))
         logits = model.lm_logits(ids, memory)
         add("lm", phase.lm, lm_loss(logits, ids, batch.real, label_smoothing=phase.label_smoothing))
     return losses
@@ -107,7 +107,7 @@ def _matching(
     images = torch.cat([rows, wrong_image.clamp(min=0), rows])
     texts = torch.cat([rows, rows, wrong_text.clamp(min=0)])
     counts = torch.cat([rows, wrong_image, wrong_text]) >= 0
-    ids = with_first(batch.ids, vocabulary.enc)
+    ids = with_first(batch.ids, vocabulary.first_id("enc"))
     logits = model.itm_logits(ids[texts], batch.real[texts], [layer.take(images) for layer in memory])
     matches = torch.arange(3 * pairs, device=rows.device) < pairs
     return itm_loss(logits, matches, counts), counts.sum() - pairs
