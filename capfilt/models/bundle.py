@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +46,7 @@ from capfilt.models.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -117,6 +116,8 @@ def pack(
         weights="",
         model=settings,
         vocabulary=len(vocabulary),
+        vocabulary_digest=vocabulary.digest,
+        first_id=vocabulary.dec,
         conventions=conventions or Conventions(),
         origin=origin,
         image_encoder=_image_encoder_digest(weights, settings),
@@ -126,7 +127,7 @@ def pack(
         training=training,
         versions=versions,
     )
-    pack_half = _Halves(weights, vocabulary, _vocabulary_files(vocabulary))
+    pack_half = _Halves(weights, vocabulary)
     if kind != "joint":
         card, files = pack_half(kind, card)
         return Packed(Bundle(path, card, model, vocabulary), files)
@@ -150,7 +151,6 @@ class _Halves:
 
     weights: Mapping[str, Tensor]
     vocabulary: Vocabulary
-    vocabulary_files: dict[str, bytes]
 
     def __call__(self, half: Half, card: Card) -> tuple[Card, dict[str, bytes]]:
         """Return the card with its digests, and the files that it names."""
@@ -159,7 +159,7 @@ class _Halves:
         own = {name: self.weights[name] for name in names_of(half, self.weights, card.objectives)}
         # transformers writes this remark too, and older versions of it refuse a file without.
         weights = save(_naming(half, card.model).write(own), {"format": "pt"})
-        files = dict(self.vocabulary_files)
+        files = self.vocabulary.files()
         if half == "filter":
             files |= _training_files(self.weights)
         if is_transformers(card):
@@ -189,12 +189,6 @@ def _training_files(weights: Mapping[str, Tensor]) -> dict[str, bytes]:
     from safetensors.torch import save
 
     return {TRAINING_FILE: save({TEMPERATURE: weights[TEMPERATURE]})} if TEMPERATURE in weights else {}
-
-
-def _vocabulary_files(vocabulary: Vocabulary) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as name:
-        vocabulary.save(Path(name))
-        return {file.name: file.read_bytes() for file in sorted(Path(name).iterdir())}
 
 
 def _image_encoder_digest(weights: Mapping[str, Tensor], settings: Model) -> str:
@@ -251,16 +245,13 @@ def _read_joint(
 ) -> tuple[dict[str, Tensor], Vocabulary]:
     """Read both halves of a joint model, which must agree on what they share, and its temperature."""
     _check_files(path, card.files)
-    parts, vocabularies, digests = {}, {}, {}
+    parts, vocabularies = {}, {}
     for half in halves(card.kind, card.objectives):
         part = read_card(path / half)
-        same = {"model": card.model, "vocabulary": card.vocabulary, "kind": half}
-        if any(getattr(part, name) != value for name, value in same.items()):
+        shared = ("model", "vocabulary", "vocabulary_digest", "first_id")
+        if part.kind != half or any(getattr(part, name) != getattr(card, name) for name in shared):
             raise CapfiltError(f"{path / half} is no half of {path}: their cards differ", fix=_WHOLE)
         parts[half], vocabularies[half] = _read_half(half, path / half, part, expected)
-        digests[half] = {name: one for name, one in part.files.items() if name not in _OF_THE_MODEL}
-    if len({digest_of(one) for one in digests.values()}) > 1:
-        raise CapfiltError(f"{path}: captioner and filter have two vocabularies", fix=_WHOLE)
     weights = joined(parts, str(path))
     if TEMPERATURE in expected:
         weights |= _read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
@@ -275,12 +266,9 @@ def _read_half(
     `expected` are the weights of the model, of which it has a half, without their values.
     """
     _check_files(path, {_weights_file(card): card.weights, **card.files})
-    vocabulary = load_vocabulary(path)
-    if len(vocabulary) != card.vocabulary:
-        raise CapfiltError(
-            f"{path}: its vocabulary has {len(vocabulary)} entries where {CARD_FILE} says {card.vocabulary}",
-            fix="give a bundle as capfilt wrote it, with its own tokenizer",
-        )
+    vocabulary = load_vocabulary(path, entries=card.vocabulary, dec=card.first_id)
+    if vocabulary.digest != card.vocabulary_digest:
+        raise CapfiltError(f"{path}: its vocabulary is not the one that {CARD_FILE} describes", fix=_WHOLE)
     naming, names = _naming(half, card.model), names_of(half, expected, card.objectives)
     theirs = _read_tensors(path / _weights_file(card), naming.write({name: expected[name] for name in names}))
     weights = naming.read(theirs, names)
@@ -289,8 +277,6 @@ def _read_half(
     return weights, vocabulary
 
 
-_OF_THE_MODEL = (CONFIG_FILE, PREPROCESSOR_FILE, TRAINING_FILE)
-"""Files besides the weights that are not the vocabulary's."""
 _WHOLE = "copy the bundle again, whole; a bundle is never changed in place"
 
 

@@ -115,6 +115,10 @@ class Card(Settings):
     """How it is built."""
     vocabulary: int
     """Entries of its vocabulary."""
+    vocabulary_digest: str = ""
+    """Digest of its words in their order and of how a text is read."""
+    first_id: int | None = None
+    """Id that a caption begins with: that of [DEC], unless a checkpoint named another."""
     conventions: Conventions = Conventions()
     """How it is used as it was made to be."""
     origin: Origin | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -111,15 +112,29 @@ TIED = {
 """Weights that a checkpoint may hold twice, and the name under which they are read."""
 FRESH_HEADS = ("vision_proj.", "text_proj.", "itm_head.")
 """Heads that a filter may lack where it only starts a training."""
+PART_OF: dict[Half, dict[str, str]] = {
+    "captioner": {"text_decoder.*": "decoder of the captioner"},
+    "filter": {
+        "text_encoder.*": "text encoder of the filter",
+        "vision_proj.*": "ITC projection of the filter",
+        "text_proj.*": "ITC projection of the filter",
+        "itm_head.*": "ITM head of the filter",
+    },
+}
+"""What a half has that the other one has not."""
 _LEFT_OUT = {
-    r"visual_encoder_m\..*": "momentum copy of the image encoder",
-    r"text_encoder_m\..*": "momentum copy of the text encoder",
-    r"(vision|text)_proj_m\..*": "momentum copy of a projection",
-    r"(image|text)_queue": "queue of momentum features",
-    r"idx_queue": "images of the queue",
-    r"queue_ptr|ptr_queue": "where the queue is filled next",
-    r".*\.position_ids": "places of tokens, counted from 0",
-    r".*\.pooler\..*": "pooler, which nothing here reads",
+    "visual_encoder_m.*": "momentum copy of the image encoder",
+    "text_encoder_m.*": "momentum copy of the text encoder",
+    "vision_proj_m.*": "momentum copy of a projection",
+    "text_proj_m.*": "momentum copy of a projection",
+    "image_queue": "queue of momentum features",
+    "text_queue": "queue of momentum features",
+    "idx_queue": "images of the queue",
+    "queue_ptr": "where the queue is filled next",
+    "ptr_queue": "where the queue is filled next",
+    "temp": "temperature of ITC",
+    "*.position_ids": "places of tokens, counted from 0",
+    "*.pooler.*": "pooler, which nothing here reads",
 }
 
 
@@ -243,7 +258,7 @@ def left_out(
                 )
             known[name] = f"the same as {TIED[name]}"
             continue
-        pattern = next((one for one in _LEFT_OUT if re.fullmatch(one, name)), None)
+        pattern = next((one for one in _LEFT_OUT if fnmatchcase(name, one)), None)
         if pattern is None:
             unknown.append(name)
             continue

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"
+"""Holds the same among other things, where a processor was saved as one."""
 ARCHITECTURES: dict[str, str] = {
     "captioner": "BlipForConditionalGeneration",
     "filter": "BlipForImageTextRetrieval",
@@ -250,8 +252,10 @@ def _images(preprocessor: dict[str, Any] | None, side: int, file: Path) -> dict[
     """Return image settings; a square of another side than the encoder's is left to `size_px`."""
     given = preprocessor or {}
     resample = given.get("resample", _BICUBIC)
-    if resample != _BICUBIC or not all(
-        given.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize")
+    if (
+        resample != _BICUBIC
+        or not all(given.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize"))
+        or not math.isclose(given.get("rescale_factor", 1 / 255), 1 / 255)
     ):
         raise CapfiltError(
             f"{file.with_name(PREPROCESSOR_FILE)} asks for another image processing than BLIP's: a bicubic "
