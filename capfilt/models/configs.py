@@ -220,6 +220,7 @@ def model_of_shapes(shapes: dict[str, tuple[int, ...]], text: str, heads: tuple[
         shapes["visual_encoder.cls_token"][-1],
     )
     words, text_width = shapes[f"{text}embeddings.word_embeddings.weight"]
+    projection = shapes.get("vision_proj.weight", shapes.get("text_proj.weight", (256,)))
     places = shapes[f"{text}embeddings.position_embeddings.weight"][0]
     return Model(
         # The released code had its pictures' transparency dropped.
@@ -240,7 +241,7 @@ def model_of_shapes(shapes: dict[str, tuple[int, ...]], text: str, heads: tuple[
             max_tokens=min(_LONGEST_TEXT, places),
             places=places,
         ),
-        embed=shapes.get("vision_proj.weight", (256,))[0],
+        embed=projection[0],
     )
 
 
@@ -264,7 +265,7 @@ def _images(preprocessor: dict[str, Any] | None, side: int, file: Path) -> dict[
         )
     size = given.get("size", side)
     if isinstance(size, dict):
-        size = (size.get("height", size.get("shortest_edge", side)), size.get("width", side))
+        size = (size.get("height"), size.get("width"))
     if _square(size, file) != side:
         raise CapfiltError(
             f"{file.with_name(PREPROCESSOR_FILE)} gives {size} px to an image encoder of {side} px",

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capfilt.errors import CapfiltError
+from capfilt.models.checkpoints import few
 from capfilt.models.devices import widened
 from capfilt.models.text import ImageMemory, TextTransformer, TokenCache, WordHead
 from capfilt.models.vision import ImageEncoder
@@ -98,20 +100,32 @@ class MED(nn.Module):
 
 
 def adopt(model: MED, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Take over every weight that fits by name and shape; returns (names left fresh, names left over).
+    """Take over every weight that is known by its name; returns (names left fresh, names left over).
 
     A captioner or filter that starts from a joint model takes the parts it has. A self-attention that
-    is missing there starts as its twin of the other direction, which learnt on the same words.
+    is missing there starts as its twin of the other direction, which learnt on the same words. A weight of
+    another shape is refused: to leave it fresh would look like a start from what was learnt.
     """
     own = model.state_dict()
-    fresh: list[str] = []
+    sources = {name: weights.get(name, weights.get(_twin(name))) for name in own}
+    misshapen = [
+        name
+        for name, tensor in own.items()
+        if (one := sources[name]) is not None and one.shape != tensor.shape
+    ]
+    if misshapen:
+        raise CapfiltError(
+            f"the model that is started from has other sizes: {few(misshapen)}",
+            fix="start from a model that is built alike, or build this one like it",
+        )
     for name, tensor in own.items():
-        twin = name.replace(".attention.decoder.", ".attention.encoder.")
-        if twin == name:
-            twin = name.replace(".attention.encoder.", ".attention.decoder.")
-        source = weights.get(name, weights.get(twin))
-        if source is not None and source.shape == tensor.shape:
+        source = sources[name]
+        if source is not None:
             tensor.copy_(source)
-        else:
-            fresh.append(name)
-    return fresh, [name for name in weights if name not in own]
+    return [name for name in own if sources[name] is None], [name for name in weights if name not in own]
+
+
+def _twin(name: str) -> str:
+    """Return the name of the same weight of the other direction's self-attention."""
+    encoder, decoder = ".attention.encoder.", ".attention.decoder."
+    return name.replace(encoder, decoder) if encoder in name else name.replace(decoder, encoder)

@@ -18,6 +18,7 @@ from blip_names import (
 from safetensors.torch import load_file
 from small_models import SMALL, small_med
 
+from capfilt.errors import CapfiltError
 from capfilt.models.decoding import write
 from capfilt.models.losses import itm_loss, lm_loss
 from capfilt.models.med import MED, adopt
@@ -312,13 +313,13 @@ def test_a_captioner_adopts_from_a_filter_what_it_has_and_the_twin_of_its_self_a
             assert torch.equal(tensor, weights[name.replace("decoder", "encoder")])
 
 
-def test_what_does_not_fit_by_shape_stays_fresh() -> None:
+def test_what_does_not_fit_by_shape_is_refused_by_name_and_nothing_is_taken() -> None:
     small, larger = small_med(["lm"], 30, seed=1), small_med(["lm"], 31, seed=2)
-    before = larger.text.words.weight.clone()
-    fresh, left = adopt(larger, small.state_dict())
-    assert set(fresh) == {"text.words.weight", "word_head.bias"}
-    assert left == []
-    assert torch.equal(larger.text.words.weight, before)
+    before = {name: tensor.clone() for name, tensor in larger.state_dict().items()}
+    with pytest.raises(CapfiltError, match=r"other sizes: text\.words\.weight, word_head\.bias\n") as refused:
+        adopt(larger, small.state_dict())
+    assert "built alike" in refused.value.fix
+    assert all(torch.equal(tensor, before[name]) for name, tensor in larger.state_dict().items())
 
 
 def test_the_temperature_stays_within_its_bounds() -> None:
