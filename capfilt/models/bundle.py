@@ -109,6 +109,8 @@ def pack(
 
     A joint model becomes two bundles in one, its captioner and its filter.
     """
+    if kind != "joint" and objectives_of(kind, model.objectives) != model.objectives:
+        raise ValueError(f"a {kind} does not serve {', '.join(model.objectives)}")
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     card = Card(
         kind=kind,
@@ -321,7 +323,11 @@ def built(settings: Model, size: int, objectives: Iterable[Objective], weights: 
     A structure of ours is made without values first: to draw a large model's would take seconds.
     """
     objectives = tuple(objectives)
-    full = {name: one.float() if one.is_floating_point() else one for name, one in weights.items()}
+    # Copies: what is read lies in the file, at any address, and is gone if that is cut off meanwhile.
+    full = {
+        name: one.to(torch.float32 if one.is_floating_point() else one.dtype, copy=True)
+        for name, one in weights.items()
+    }
     if settings.vision.timm is None:
         model = empty(settings, size, objectives)
         model.load_state_dict(full, assign=True)

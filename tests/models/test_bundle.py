@@ -253,6 +253,12 @@ def test_one_objective_of_a_bundle_may_be_asked_for(
         load_bundle(scorer, needs="lm")
 
 
+def test_a_kind_does_not_serve_what_another_does(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    for kind, objectives in (("captioner", ("itc", "lm")), ("filter", ("itm", "lm"))):
+        with pytest.raises(ValueError, match=f"a {kind} does not serve"):
+            small_packed(tmp_path, kind, small_med(objectives, len(vocabulary)), vocabulary)
+
+
 # -- another image encoder
 
 
