@@ -1,7 +1,8 @@
 """Nucleus sampling, greedy and beam search over any model that gives the next token's logits.
 
 A draw takes one uniform number per token from outside, so that what is drawn depends on the numbers
-and not on what else is in the batch.
+and not on what else is in the batch. Probabilities are taken in whole shares, whose sums are exact in
+any order: what is drawn does not depend on the device either. Nothing here asks a GPU for a number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 NextLogits = Callable[[Tensor], Tensor]
 """Given the new token ids (rows, new tokens), the logits (rows, vocabulary) of the token after them."""
+
+SHARE_BITS = 52
+SHARES = 2**SHARE_BITS
+"""A probability of 1 in shares: so many that sums of shares are still whole numbers that float64 has."""
 
 
 def write(
@@ -54,7 +59,7 @@ def shaped(logits: Tensor, ids: Tensor, decoding: SettledDecoding, end: int, pos
     """Return logits (rows, vocabulary), fp32 or wider, after repetition penalty and shortest length.
 
     The penalty divides positive and multiplies negative logits of tokens that stand in `ids`, prompt
-    included (Keskar et al., CTRL, 2019, section 4.1).
+    included (Keskar et al., CTRL, 2019, section 4.1). Beam search gives log-probabilities instead.
     """
     logits = widened(logits)
     if decoding.repetition_penalty != 1:
@@ -68,28 +73,49 @@ def shaped(logits: Tensor, ids: Tensor, decoding: SettledDecoding, end: int, pos
 
 
 def nucleus(logits: Tensor, decoding: SettledDecoding) -> Tensor:
-    """Return float64 probabilities (rows, vocabulary) of the smallest set that reaches top_p.
+    """Return the shares (rows, vocabulary) of the smallest set that reaches top_p, and 0 for other tokens.
 
-    The token that crosses top_p belongs to it; top_k acts before (Holtzman et al., 2020, section 3.1).
+    Shares are whole numbers in float64, proportional to the probabilities. The token that crosses top_p
+    belongs to the set; of equally likely ones the first ids do; top_k acts before (Holtzman et al.,
+    2020, section 3.1). The share of its least likely token is found digit by digit, as in a radix sort
+    that follows one bucket: a few passes, always as many. They work in place, since memory that is
+    asked for anew would cost a CPU as much as the sums.
     """
-    logits = logits.double() / decoding.temperature
-    if 0 < decoding.top_k < logits.shape[1]:
-        least = logits.topk(decoding.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    inside = ordered.cumsum(-1) - ordered < decoding.top_p
-    kept = torch.zeros_like(probabilities).scatter(1, order, ordered * inside)
-    return kept / kept.sum(-1, keepdim=True)
+    scratch = logits.to(torch.float64, copy=True).div_(decoding.temperature)
+    rows, vocabulary = scratch.shape
+    if 0 < decoding.top_k < vocabulary:
+        scratch.masked_fill_(scratch < scratch.topk(decoding.top_k, dim=1).values[:, -1:], -torch.inf)
+    shares = scratch.softmax(-1).mul_(SHARES).round_()
+    total = shares.sum(-1, keepdim=True)
+    spare = torch.minimum(total - total * decoding.top_p, total - 1)  # what may be left out, the least first
+    edge = torch.zeros_like(total)
+    bits = min(max(vocabulary.bit_length() - 1, 8), 13)  # of a digit: long tables cost time, and so do passes
+    bucket = torch.empty_like(shares, dtype=torch.long)
+    upto = shares.new_empty(rows, 2**bits + 2)
+    for shift in reversed(range(0, SHARE_BITS, bits)):
+        # Buckets: what is below the edge as known so far, one for each value of the digit, what is above.
+        torch.add(1 - edge / 2**shift, shares, alpha=2.0**-shift, out=scratch)
+        bucket.copy_(scratch.clamp_(0, 2**bits + 1))
+        upto.zero_().scatter_add_(1, bucket, shares).cumsum_(1)
+        found = torch.searchsorted(upto, spare, right=True)
+        edge.add_(found - 1, alpha=2**shift)
+    missing = upto.gather(1, found) - spare  # what tokens at the edge have to give
+    at_edge = shares == edge
+    nothing = torch.zeros_like(edge)
+    torch.where(at_edge, edge, nothing, out=scratch)
+    given_before = scratch.cumsum(-1).sub_(scratch)
+    at_edge &= given_before < missing
+    return torch.where(at_edge | (shares > edge), shares, nothing, out=scratch)
 
 
-def draw(probabilities: Tensor, numbers: Tensor) -> Tensor:
-    """Return one id a row: the first, in id order, whose cumulative probability exceeds its number."""
-    edges = probabilities.cumsum(-1)
-    drawn = (edges <= numbers[:, None]).sum(-1)
-    # The edges may end a rounding below 1: the last token that can be drawn takes what is left.
-    last = probabilities.shape[1] - 1 - (probabilities.flip(1) > 0).long().argmax(1)
-    return torch.minimum(drawn, last)
+def draw(shares: Tensor, numbers: Tensor) -> Tensor:
+    """Return one id a row: the first, in id order, whose cumulative share of the sum exceeds its number.
+
+    `shares` (rows, vocabulary) need not sum to 1; `numbers` (rows,) are in [0, 1).
+    """
+    edges = shares.cumsum(-1)
+    # The largest number below 1, times the sum, is below the sum after rounding too: some edge exceeds it.
+    return torch.searchsorted(edges, numbers[:, None] * edges[:, -1:], right=True)[:, 0]
 
 
 def beam(
@@ -99,43 +125,79 @@ def beam(
     decoding: SettledDecoding,
     end: int,
 ) -> Tensor:
-    """Return the best caption a row by beam search, ids (rows, max_tokens), filled up with `end`.
+    """Return the best caption a row by beam search, ids (rows, max_tokens); see `scored_beam`."""
+    return scored_beam(next_logits, reorder, start, decoding, end)[0]
+
+
+def scored_beam(
+    next_logits: NextLogits,
+    reorder: Callable[[Tensor], None],
+    start: Tensor,
+    decoding: SettledDecoding,
+    end: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the best caption a row, ids (rows, max_tokens) filled up with `end`, and its score (rows,).
 
     `next_logits` works on rows * beams rows, row by row; `reorder` makes its row i what row index[i]
-    was. A caption's score is its log-probability, its end included, divided by its length to the
-    power of the length penalty; unfinished captions of the greatest length count too.
+    was. A caption's score is the sum of its log-probabilities, after the repetition penalty, divided by
+    its length to the power of the length penalty. `decoding.length_counts` says whose search it is,
+    number for number: `generated` that of transformers 5 (a length is that of the generated ids, the
+    end included), `whole` that of BLIP's released code (transformers 4.15; prompt included, end not).
+    They also differ in when a row takes no more captions, and in which of the longest ones count.
     """
-    rows, beams, width = len(start), decoding.beams, decoding.max_tokens
-    device = start.device
+    rows, beams, longest, prompt = len(start), decoding.beams, decoding.max_tokens, start.shape[1]
+    is_whole = decoding.length_counts == "whole"
+    first_row = torch.arange(rows, device=start.device)[:, None] * beams
     ids = start.repeat_interleave(beams, 0)
-    scores = torch.full((rows, beams), -torch.inf, device=device)
-    scores[:, 0] = 0.0  # all beams begin alike: only the first may be continued
-    best = torch.full((rows,), -torch.inf, device=device)
-    best_ids = torch.full((rows, width), end, device=device)
-    first_row = torch.arange(rows, device=device)[:, None] * beams
+    sums = torch.full((rows, beams), -torch.inf, device=start.device)
+    sums[:, 0] = 0.0  # all beams begin alike: only the first may be continued
+    finished = _Finished(rows, decoding, end, start.device)
     new = ids
-    for position in range(width):
-        steps = shaped(next_logits(new), ids, decoding, end, position).log_softmax(-1)
+    for position in range(longest):
+        steps = shaped(widened(next_logits(new)).log_softmax(-1), ids, decoding, end, position)
         vocabulary = steps.shape[1]
-        ahead = (scores[:, :, None] + steps.view(rows, beams, vocabulary)).flatten(1)
+        ahead = (sums[:, :, None] + steps.view(rows, beams, vocabulary)).flatten(1)
         # Each beam can end in one way, so twice as many candidates hold enough that go on.
-        values, places = ahead.topk(min(2 * beams, ahead.shape[1]), dim=1)
-        parents, tokens = places // vocabulary, places % vocabulary
+        values, places = ahead.topk(2 * beams, dim=1)
+        parents, tokens = first_row + places // vocabulary, places % vocabulary
         ends = tokens == end
-        length = position + 1
-        closing = (values / length**decoding.length_penalty).masked_fill(~ends, -torch.inf)
-        closing[:, beams:] = -torch.inf
-        value, rank = closing.max(1)
-        better = value > best
-        row = first_row[:, 0] + parents.gather(1, rank[:, None])[:, 0]
-        closed = F.pad(ids[row, start.shape[1] :], (0, width - position), value=end)
-        best = torch.where(better, value, best)
-        best_ids = torch.where(better[:, None], closed, best_ids)
-        scores, going = values.masked_fill(ends, -torch.inf).topk(beams, dim=1)
-        index = (first_row + parents.gather(1, going)).flatten()
+        length = prompt + position if is_whole else position + 1
+        # Transformers finishes what is longest before it looks who would go on, the released code after.
+        closes = ends | (not is_whole and position == longest - 1)
+        captions = torch.cat([ids[parents, prompt:], tokens[:, :, None]], dim=2)
+        closing = values.masked_fill(~closes, -torch.inf)
+        finished.add(closing[:, :beams], length, captions[:, :beams])
+        sums, going = values.masked_fill(ends, -torch.inf).topk(beams, dim=1)
+        index = parents.gather(1, going).flatten()
         new = tokens.gather(1, going).view(-1, 1)
         ids = torch.cat([ids[index], new], dim=1)
         reorder(index)
-    value, rank = (scores / width**decoding.length_penalty).max(1)
-    unfinished = ids[first_row[:, 0] + rank, start.shape[1] :]
-    return torch.where((value > best)[:, None], unfinished, best_ids)
+        finished.settle((values if is_whole else sums)[:, 0], length)
+        # Asking a GPU whether all are settled would make it wait at every token.
+        if start.device.type == "cpu" and finished.settled.all():
+            break
+    if is_whole:
+        finished.add(sums, ids.shape[1], ids.view(rows, beams, -1)[:, :, prompt:])
+    return finished.ids[:, 0], finished.scores[:, 0]
+
+
+class _Finished:
+    """The best finished captions of each row, as many as beams, the best first."""
+
+    def __init__(self, rows: int, decoding: SettledDecoding, end: int, device: torch.device) -> None:
+        self._penalty, self._end = decoding.length_penalty, end
+        self.scores = torch.full((rows, decoding.beams), -torch.inf, device=device)
+        self.ids = torch.full((rows, decoding.beams, decoding.max_tokens), end, device=device)
+        self.settled = torch.zeros(rows, dtype=torch.bool, device=device)
+        """Rows that take no more captions."""
+
+    def add(self, sums: Tensor, length: int, captions: Tensor) -> None:
+        """Take captions (rows, beams, tokens) that are better than others; a sum of -inf is no caption."""
+        scores = (sums / length**self._penalty).masked_fill(self.settled[:, None], -torch.inf)
+        captions = F.pad(captions, (0, self.ids.shape[2] - captions.shape[2]), value=self._end)
+        self.scores, best = torch.cat([self.scores, scores], 1).topk(scores.shape[1], dim=1)
+        self.ids = torch.cat([self.ids, captions], 1).take_along_dim(best[:, :, None], 1)
+
+    def settle(self, best: Tensor, length: int) -> None:
+        """Settle rows full of captions that are no worse than the best sum (rows,) at this length."""
+        self.settled |= self.scores[:, -1] >= best / length**self._penalty

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import hypothesis.strategies as st
 import pytest
@@ -10,10 +11,12 @@ import torch
 from chi_square import follows
 from hypothesis import assume, given, settings
 from small_models import SMALL, small_med
+from tables import END, Table
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capfilt.draws import uniforms
-from capfilt.models.decoding import beam, draw, nucleus, shaped, write
+from capfilt.models.decoding import SHARES, draw, nucleus, shaped, write
 from capfilt.models.text import TokenCache
 from capfilt.settings import SettledDecoding
 
@@ -22,12 +25,20 @@ if TYPE_CHECKING:
 
 BELOW_ONE = 1 - 2.0**-53
 quick = settings(max_examples=80, deadline=None)
-logits_lists = st.lists(st.floats(-12, 12), min_size=1, max_size=9)
+# Equal or clearly apart: how close ones are ordered is a matter of rounding.
+logits_lists = st.lists(st.integers(-12000, 12000).map(lambda n: n / 1000), min_size=1, max_size=9)
 
 
 def plain_softmax(values: list[float]) -> list[float]:
     powers = [math.exp(value - max(values)) for value in values]
     return [power / sum(powers) for power in powers]
+
+
+def kept_of(logits: Tensor, decoding: SettledDecoding) -> list[float]:
+    """Probabilities after the nucleus, of one row of logits."""
+    shares = nucleus(logits, decoding)
+    row: list[float] = (shares / shares.sum(-1, keepdim=True))[0].tolist()
+    return row
 
 
 # -- the nucleus
@@ -38,10 +49,9 @@ def plain_softmax(values: list[float]) -> list[float]:
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(
     values: list[float], top_p: float, temperature: float
 ) -> None:
-    kept = nucleus(torch.tensor([values]).double(), SettledDecoding(top_p=top_p, temperature=temperature))[
-        0
-    ].tolist()
-    probabilities = plain_softmax([value / temperature for value in torch.tensor(values).double().tolist()])
+    decoding = SettledDecoding(top_p=top_p, temperature=temperature)
+    kept = kept_of(torch.tensor([values], dtype=torch.float64), decoding)
+    probabilities = plain_softmax([value / temperature for value in values])
     inside, mass = set(), 0.0
     for token in sorted(range(len(values)), key=lambda token: -probabilities[token]):
         assume(abs(mass - top_p) > 1e-9)  # a rounding may decide there
@@ -57,8 +67,7 @@ def test_the_token_that_crosses_top_p_is_kept() -> None:
     logits = torch.tensor([[0.3, 0.5, 0.15, 0.05]]).double().log()
 
     def kept(top_p: float) -> list[float]:
-        row: list[float] = nucleus(logits, SettledDecoding(top_p=top_p))[0].tolist()
-        return row
+        return kept_of(logits, SettledDecoding(top_p=top_p))
 
     assert kept(0.6) == pytest.approx([0.3 / 0.8, 0.5 / 0.8, 0, 0])
     assert kept(0.81) == pytest.approx([0.3 / 0.95, 0.5 / 0.95, 0.15 / 0.95, 0])
@@ -69,17 +78,52 @@ def test_the_token_that_crosses_top_p_is_kept() -> None:
 def test_top_k_acts_before_top_p() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).double().log()
     # Of the two likeliest, 4/7 and 3/7, the first alone reaches one half; of all four it does not.
-    assert nucleus(logits, SettledDecoding(top_k=2, top_p=0.5))[0].tolist() == [1, 0, 0, 0]
-    assert nucleus(logits, SettledDecoding(top_k=0, top_p=0.5))[0].tolist() == pytest.approx(
-        [4 / 7, 3 / 7, 0, 0]
-    )
-    assert nucleus(logits, SettledDecoding(top_k=9, top_p=1.0))[0].tolist() == pytest.approx(
-        [0.4, 0.3, 0.2, 0.1]
-    )
+    assert kept_of(logits, SettledDecoding(top_k=2, top_p=0.5)) == [1, 0, 0, 0]
+    assert kept_of(logits, SettledDecoding(top_k=0, top_p=0.5)) == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    assert kept_of(logits, SettledDecoding(top_k=9, top_p=1.0)) == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
 
 def test_equally_likely_tokens_at_the_edge_are_kept_in_the_order_of_their_ids() -> None:
-    assert nucleus(torch.zeros(1, 4), SettledDecoding(top_p=0.5))[0].tolist() == [0.5, 0.5, 0, 0]
+    assert kept_of(torch.zeros(1, 4), SettledDecoding(top_p=0.5)) == [0.5, 0.5, 0, 0]
+    assert kept_of(torch.zeros(1, 4), SettledDecoding(top_p=0.51)) == pytest.approx([1 / 3] * 3 + [0])
+    # One token is above the edge, and of the four at it three are needed.
+    logits = torch.tensor([[0.125, 0.125, 0.5, 0.125, 0.125]]).double().log()
+    assert kept_of(logits, SettledDecoding(top_p=0.8)) == pytest.approx(
+        [1 / 7, 1 / 7, 4 / 7, 1 / 7, 0], abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-9, 1 - 2.0**-53, 1.0])
+def test_the_smallest_and_the_largest_nucleus_hold_what_they_should(top_p: float) -> None:
+    logits = torch.tensor([[0.0, 3.0, -300.0, 2.0], [0.0, -torch.inf, -torch.inf, -torch.inf]])
+    shares = nucleus(logits, SettledDecoding(top_p=top_p))
+    assert (shares > 0).tolist() == [[top_p > 0.5, True, False, top_p > 0.5], [True, False, False, False]]
+    assert shares[1, 0] == SHARES
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 0.999999])
+@pytest.mark.parametrize("spread", [0.02, 1.0, 4.0])
+@pytest.mark.parametrize("steps", [0.0, 0.25], ids=["distinct", "tied"])
+def test_a_large_nucleus_is_the_one_that_sorting_finds(top_p: float, spread: float, steps: float) -> None:
+    logits = torch.randn(6, 30524, generator=torch.Generator().manual_seed(0)) * spread
+    if steps:
+        logits = (logits / (steps * spread)).round() * (steps * spread)
+    probabilities = logits.double().softmax(-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    inside = ordered.cumsum(-1) - ordered < top_p
+    expected = torch.zeros_like(probabilities).scatter(1, order, ordered * inside)
+    found = nucleus(logits, SettledDecoding(top_p=top_p)) / SHARES
+    assert torch.equal(found > 0, expected > 0)
+    torch.testing.assert_close(found, expected, atol=2.0**-53, rtol=0)
+
+
+def test_shares_are_whole_and_a_row_has_the_same_ones_in_every_batch() -> None:
+    logits = torch.randn(7, 999, generator=torch.Generator().manual_seed(1)) * 2
+    together = nucleus(logits, SettledDecoding())
+    assert torch.equal(together, together.round())
+    assert (together.sum(-1) <= SHARES).all()
+    for row in range(7):
+        assert torch.equal(nucleus(logits[row : row + 1], SettledDecoding()), together[row : row + 1])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +150,7 @@ def test_draws_follow_the_probabilities_of_transformers(decoding: SettledDecodin
         theirs = TopPLogitsWarper(decoding.top_p)(ids, theirs)
     expected = theirs.softmax(-1)[0].tolist()
     ours = nucleus(logits, decoding)
-    assert ours[0].tolist() == pytest.approx(expected, abs=1e-12)
+    assert kept_of(logits, decoding) == pytest.approx(expected, abs=1e-12)
     numbers = torch.from_numpy(uniforms(100_000, "numbers of a test", str(decoding)))
     counts = torch.bincount(draw(ours.expand(len(numbers), -1), numbers), minlength=12).tolist()
     assert follows(counts, expected)
@@ -118,27 +162,70 @@ def test_draws_follow_the_probabilities_of_transformers(decoding: SettledDecodin
 
 @quick
 @given(
-    st.lists(st.sampled_from([0.0, 0.125, 0.25, 1.0]) | st.floats(0, 1), min_size=1, max_size=8),
-    st.floats(0, BELOW_ONE) | st.sampled_from([0.0, 0.125, 0.25, 0.5, BELOW_ONE]),
+    st.lists(st.integers(0, 4) | st.integers(0, 2**20), min_size=1, max_size=8),
+    st.integers(0, 2**30 - 1).map(lambda n: n / 2**30) | st.sampled_from([0.0, 0.125, 0.25, 0.5, BELOW_ONE]),
 )
-def test_a_draw_is_the_first_id_whose_cumulative_probability_exceeds_the_number(
-    weights: list[float], number: float
+def test_a_draw_is_the_first_id_whose_cumulative_share_exceeds_the_number(
+    shares: list[int], number: float
 ) -> None:
-    assume(sum(weights) > 1e-3)
-    probabilities = torch.tensor([weights]).double()
-    probabilities = probabilities / probabilities.sum()
-    edges = list(itertools.accumulate(probabilities[0].tolist()))
-    above = [token for token, edge in enumerate(edges) if edge > number]
-    last = max(token for token, p in enumerate(probabilities[0].tolist()) if p > 0)
-    drawn = int(draw(probabilities, torch.tensor([number]).double()))
-    assert drawn == (above[0] if above else last)
-    assert probabilities[0, drawn] > 0
+    assume(sum(shares) > 0)
+    aim = Fraction(number) * sum(shares)
+    expected = next(token for token, edge in enumerate(itertools.accumulate(shares)) if edge > aim)
+    assert draw(torch.tensor([shares]).double(), torch.tensor([number], dtype=torch.float64)).tolist() == [
+        expected
+    ]
 
 
 def test_a_number_on_an_edge_belongs_to_the_next_token() -> None:
-    probabilities = torch.tensor([[0.25, 0.0, 0.5, 0.25, 0.0]]).double().expand(6, -1)
-    numbers = torch.tensor([0.0, 0.25, 0.5, 0.75, BELOW_ONE, 0.24]).double()
-    assert draw(probabilities, numbers).tolist() == [0, 2, 2, 3, 3, 0]
+    shares = torch.tensor([[0.25, 0.0, 0.5, 0.25, 0.0]]).double().expand(6, -1)
+    numbers = torch.tensor([0.0, 0.25, 0.5, 0.75, BELOW_ONE, 0.24], dtype=torch.float64)
+    assert draw(shares, numbers).tolist() == [0, 2, 2, 3, 3, 0]
+
+
+@quick
+@given(st.integers(1, SHARES + 2**14))
+def test_the_largest_number_draws_the_last_token_that_can_be_drawn(total: int) -> None:
+    shares = torch.tensor([[total - 1, 0, 1, 0, 0]]).double()
+    assert draw(shares, torch.tensor([BELOW_ONE], dtype=torch.float64)).tolist() == [2]
+
+
+# -- a step of sampling
+
+STEP = SettledDecoding(top_k=20, repetition_penalty=1.1, min_tokens=2)
+
+
+def sampled(logits: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
+    return draw(nucleus(shaped(logits, ids, STEP, 3, 1), STEP), numbers)
+
+
+def test_a_step_of_sampling_is_one_graph() -> None:
+    logits = torch.randn(4, 60, generator=torch.Generator().manual_seed(2))
+    ids, numbers = torch.arange(20).view(4, 5), torch.from_numpy(uniforms(4, "one graph"))
+    compiled = torch.compile(sampled, fullgraph=True, backend="eager")
+    assert compiled(logits, ids, numbers).tolist() == sampled(logits, ids, numbers).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_step_of_sampling_runs_on_the_gpu_without_waiting_for_it(dtype: torch.dtype) -> None:
+    with FakeTensorMode():  # a question for a number, or a tensor on another device, would raise
+        device = torch.device("cuda")
+        drawn = sampled(
+            torch.zeros(4, 60, dtype=dtype, device=device),
+            torch.zeros(4, 5, dtype=torch.long, device=device),
+            torch.zeros(4, dtype=torch.float64, device=device),
+        )
+        assert drawn.device.type == "cuda"
+        assert drawn.shape == (4,)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_what_the_cpu_draws() -> None:
+    logits = torch.randn(64, 30524, generator=torch.Generator().manual_seed(3)) * 3
+    ids = torch.randint(0, 30524, (64, 9), generator=torch.Generator().manual_seed(4))
+    numbers = torch.from_numpy(uniforms(64, "on a gpu"))
+    assert (
+        sampled(logits.cuda(), ids.cuda(), numbers.cuda()).tolist() == sampled(logits, ids, numbers).tolist()
+    )
 
 
 # -- penalties and lengths
@@ -176,32 +263,6 @@ def test_the_end_is_out_of_reach_as_long_as_in_transformers(position: int) -> No
 # -- whole captions
 
 
-class Table:
-    """A model with logits of its own after every beginning: nothing but the beginning decides."""
-
-    def __init__(self, vocabulary: int, seed: int, spread: float = 6.0) -> None:
-        self.vocabulary, self.seed, self.spread = vocabulary, seed, spread
-        self.ids: Tensor | None = None
-        self.calls = 0
-
-    def after(self, beginning: tuple[int, ...]) -> list[float]:
-        numbers = uniforms(self.vocabulary, "table", self.seed, *beginning) * self.spread
-        values: list[float] = numbers.tolist()
-        return values
-
-    def next_logits(self, new: Tensor) -> Tensor:
-        self.ids = new if self.ids is None else torch.cat([self.ids, new], 1)
-        self.calls += 1
-        return torch.tensor([self.after(tuple(row)) for row in self.ids.tolist()]).double()
-
-    def reorder(self, rows: Tensor) -> None:
-        assert self.ids is not None
-        self.ids = self.ids[rows]
-
-
-END = 0
-
-
 @quick
 @given(st.integers(0, 10**6), st.integers(0, 4), st.integers(0, 3), st.booleans())
 def test_captions_keep_to_their_lengths_and_a_finished_one_stays_finished(
@@ -231,6 +292,63 @@ def test_captions_keep_to_their_lengths_and_a_finished_one_stays_finished(
             beginning.append(token)
     if ids.shape[1] < decoding.max_tokens:
         assert all(END in row for row in ids.tolist())
+
+
+def captions_of_transformers(
+    table: Table, start: tuple[int, ...], decoding: SettledDecoding
+) -> dict[tuple[int, ...], float]:
+    """Probability of every caption, as transformers would change the logits of each step."""
+    from transformers import (
+        LogitsProcessorList,
+        MinNewTokensLengthLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty),
+            MinNewTokensLengthLogitsProcessor(len(start), decoding.min_tokens, END, device="cpu"),
+            TemperatureLogitsWarper(decoding.temperature),
+            TopKLogitsWarper(decoding.top_k),
+            TopPLogitsWarper(decoding.top_p),
+        ]
+    )
+    found: dict[tuple[int, ...], float] = {}
+
+    def go_on(caption: tuple[int, ...], probability: float) -> None:
+        if len(caption) == decoding.max_tokens or END in caption:
+            found[caption] = probability
+            return
+        ids = torch.tensor([[*start, *caption]])
+        logits = torch.tensor([table.after((*start, *caption))]).double()
+        for token, p in enumerate(steps(ids, logits).softmax(-1)[0].tolist()):
+            if p:
+                go_on((*caption, token), probability * p)
+
+    go_on((), 1.0)
+    return found
+
+
+def test_whole_captions_are_drawn_as_often_as_transformers_would() -> None:
+    decoding = SettledDecoding(
+        min_tokens=1, max_tokens=3, top_p=0.9, top_k=4, temperature=1.3, repetition_penalty=1.4
+    )
+    start = (2, 4)
+    expected = captions_of_transformers(Table(6, 3), start, decoding)
+    lengths = {caption.index(END) if END in caption else len(caption) for caption in expected}
+    assert lengths == {1, 2, 3}
+    numbers = torch.from_numpy(uniforms(300_000, "whole captions")).view(100, 1000, 3)
+    begun = torch.tensor([start]).expand(1000, -1)
+    ids = torch.cat([write(Table(6, 3).next_logits, begun, decoding, END, part) for part in numbers])
+    counts = dict.fromkeys(expected, 0)
+    for row, count in zip(*(part.tolist() for part in ids.unique(dim=0, return_counts=True)), strict=True):
+        counts[tuple(row[: row.index(END) + 1]) if END in row else tuple(row)] += count
+    assert follows(list(counts.values()), list(expected.values()))
+    otherwise = captions_of_transformers(Table(6, 3), start, decoding.model_copy(update={"top_p": 0.91}))
+    assert not follows([counts.get(c, 0) for c in otherwise], list(otherwise.values()))  # it could fail
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
@@ -277,98 +395,3 @@ def test_what_is_written_step_by_step_is_what_full_forwards_would_write(model: M
         written = torch.cat([written, torch.where(finished, end, chosen)[:, None]], 1)
     assert ids.tolist() == written[:, 2:].tolist()
     assert len({tuple(row) for row in ids.tolist()}) > rows // 2  # the pictures matter
-
-
-# -- beam search
-
-
-def all_captions(vocabulary: int, longest: int) -> list[tuple[int, ...]]:
-    """Return every caption: words and then the end, or `longest` words without one."""
-    words = range(1, vocabulary)
-    ended = [(*body, END) for length in range(longest) for body in itertools.product(words, repeat=length)]
-    return ended + list(itertools.product(words, repeat=longest))
-
-
-def score(table: Table, start: tuple[int, ...], caption: tuple[int, ...], decoding: SettledDecoding) -> float:
-    """Return a caption's log-probability, its end included, by its length to the length penalty's power."""
-    beginning, total = list(start), 0.0
-    for position, token in enumerate(caption):
-        values = table.after(tuple(beginning))
-        for seen in set(beginning):
-            penalty = decoding.repetition_penalty
-            values[seen] = values[seen] / penalty if values[seen] > 0 else values[seen] * penalty
-        if position < decoding.min_tokens:
-            values[END] = -math.inf
-        if values[token] == -math.inf:
-            return -math.inf
-        total += math.log(plain_softmax(values)[token])
-        beginning.append(token)
-    return float(total / len(caption) ** decoding.length_penalty)
-
-
-def searched(table: Table, starts: list[tuple[int, ...]], decoding: SettledDecoding) -> list[tuple[int, ...]]:
-    rows = beam(table.next_logits, table.reorder, torch.tensor(starts), decoding, END).tolist()
-    return [tuple(row[: row.index(END) + 1]) if END in row else tuple(row) for row in rows]
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.integers(1, 3),
-    st.integers(0, 2),
-    st.sampled_from([0.0, 0.6, 1.0, 1.5]),
-    st.sampled_from([1.0, 1.4]),
-)
-def test_with_enough_beams_the_search_finds_the_best_caption_of_all(
-    seed: int, longest: int, least: int, length_penalty: float, repetition_penalty: float
-) -> None:
-    decoding = SettledDecoding(
-        method="beam",
-        beams=3**3,
-        max_tokens=longest,
-        min_tokens=min(least, longest),
-        length_penalty=length_penalty,
-        repetition_penalty=repetition_penalty,
-    )
-    starts = [(1, 2), (3, 1), (2, 2)]
-    found = searched(Table(4, seed), starts, decoding)
-    table = Table(4, seed)
-    for start, caption in zip(starts, found, strict=True):
-        scores = {other: score(table, start, other, decoding) for other in all_captions(4, longest)}
-        assert scores[caption] == pytest.approx(max(scores.values()), abs=1e-5)
-
-
-def test_few_beams_find_captions_that_exist_and_none_that_beats_the_best() -> None:
-    found_best = 0
-    for seed in range(40):
-        decoding = SettledDecoding(method="beam", beams=2, max_tokens=4, min_tokens=1)
-        (caption,) = searched(Table(4, seed), [(3,)], decoding)
-        table = Table(4, seed)
-        scores = {other: score(table, (3,), other, decoding) for other in all_captions(4, 4)}
-        assert -math.inf < scores[caption] <= max(scores.values()) + 1e-5
-        found_best += scores[caption] >= max(scores.values()) - 1e-5
-    assert found_best >= 20
-
-
-def test_rows_of_a_beam_search_do_not_depend_on_each_other() -> None:
-    decoding = SettledDecoding(method="beam", beams=3, max_tokens=5, min_tokens=1)
-    starts = list(itertools.product(range(1, 5), repeat=2))[:8]
-    together = searched(Table(5, 1), starts, decoding)
-    assert together == [searched(Table(5, 1), [start], decoding)[0] for start in starts]
-    assert len(set(together)) > 1
-
-
-def test_a_caption_that_cannot_be_scored_better_is_filled_up_with_the_end() -> None:
-    class Ends(Table):
-        def after(self, beginning: tuple[int, ...]) -> list[float]:
-            return [9.0, 0.0, 0.0] if len(beginning) == 3 else [0.0, 9.0, 0.0]
-
-    settings_of: dict[str, Any] = {"method": "beam", "beams": 2, "max_tokens": 5, "min_tokens": 0}
-    ids = beam(
-        (table := Ends(3, 0)).next_logits,
-        table.reorder,
-        torch.tensor([[2]]),
-        SettledDecoding(**settings_of),
-        END,
-    )
-    assert ids.tolist() == [[1, 1, END, END, END]]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from small_models import SMALL, small_med
 
 from capfilt.errors import CapfiltError
-from capfilt.models.decoding import write
+from capfilt.models.decoding import scored_beam, write
 from capfilt.models.losses import itm_loss, lm_loss
 from capfilt.models.med import MED, adopt
 from capfilt.models.text import TokenCache
@@ -111,6 +111,11 @@ def test_the_language_modelling_loss_is_that_of_the_released_code(
     torch.testing.assert_close(loss, captioning[f"{name}.loss"], **CLOSE)
 
 
+def filled_up(ids: Tensor) -> Tensor:
+    """What follows [SEP] is filled up with it, as we do; theirs is filled up with [PAD]."""
+    return ids.masked_fill((ids == SEP).cumsum(1).cumsum(1) > 1, SEP)
+
+
 # `min_length` and `max_length` of the released code count the four ids of the prompt: 5 to 20 there are
 # 1 to 16 here.
 WRITTEN = {
@@ -133,11 +138,39 @@ def test_captions_are_those_of_the_released_code_token_for_token(
     expected = captioning[f"{name}.sequences"]
     numbers = captioning[f"{name}.uniforms"].T if name.startswith("sample") else None
     ids, _ = captions(captioner, memory, WRITTEN[name], expected[:, :4], numbers)
-    ended = (expected[:, 4:] == SEP).cumsum(1).cumsum(1) > 1
-    filled = expected[:, 4:].masked_fill(ended, SEP)  # theirs fills up with [PAD], ours with [SEP]
+    filled = filled_up(expected[:, 4:])
     assert ids.tolist() == filled[:, : ids.shape[1]].tolist()
     assert (filled[:, ids.shape[1] :] == SEP).all()
     assert len({tuple(row) for row in ids.tolist()}) == 8  # every picture has a caption of its own
+
+
+SEARCHED = {
+    "beam3_coco": {"min_tokens": 1, "max_tokens": 16},
+    "beam3_default": {"min_tokens": 6, "max_tokens": 26},
+    "beam3_coco_rp1.3": {"min_tokens": 1, "max_tokens": 16, "repetition_penalty": 1.3},
+}
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+@torch.no_grad()
+def test_beam_search_finds_the_captions_and_scores_of_the_released_code(
+    captioner: MED, memory: list[ImageMemory], shared: Path, name: str
+) -> None:
+    recorded = doubles(shared / "golden/blip_decoder/expected_f64.safetensors")
+    expected = recorded[f"{name}.sequences"]
+    decoding = SettledDecoding.model_validate(
+        {"method": "beam", "beams": 3, "length_counts": "whole", **SEARCHED[name]}
+    )
+    caches = [TokenCache() for _ in memory]
+    ids, scores = scored_beam(
+        lambda new: captioner.lm_logits(new, memory, caches)[:, -1],
+        lambda rows: [cache.reorder(rows) for cache in caches],
+        expected[:, :4],
+        decoding,
+        SEP,
+    )
+    assert ids.tolist() == filled_up(expected[:, 4:]).tolist()
+    torch.testing.assert_close(scores, recorded[f"{name}.sequences_scores"], atol=1e-6, rtol=0.0)
 
 
 def test_the_logits_of_each_step_are_those_of_the_released_code(
