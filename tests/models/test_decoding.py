@@ -347,7 +347,8 @@ def test_whole_captions_are_drawn_as_often_as_transformers_would() -> None:
     for row, count in zip(*(part.tolist() for part in ids.unique(dim=0, return_counts=True)), strict=True):
         counts[tuple(row[: row.index(END) + 1]) if END in row else tuple(row)] += count
     assert follows(list(counts.values()), list(expected.values()))
-    otherwise = captions_of_transformers(Table(6, 3), start, decoding.model_copy(update={"temperature": 1.35}))
+    warmer = decoding.model_copy(update={"temperature": 1.35})
+    otherwise = captions_of_transformers(Table(6, 3), start, warmer)
     assert not follows([counts.get(c, 0) for c in otherwise], list(otherwise.values()))  # it could fail
 
 
