@@ -1,21 +1,23 @@
 """MED as a captioner: the image-grounded decoder (BLIP, section 3.1).
 
-The image is encoded once for all its candidates; keys and values of cross-attention are computed
-once and never copied; each token costs one step over cached states.
+The image is encoded once for all its candidates, which look at its states side by side; the beginning
+that they share is read once; each token costs one step over cached states; a caption that has ended
+leaves the batch.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from capfilt.data.images import normalise
 from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
-from capfilt.models.devices import inference_type
+from capfilt.models.inference import image_states, prepare
+from capfilt.models.med import absorbs
 from capfilt.models.text import ImageMemory, TokenCache
 
 if TYPE_CHECKING:
@@ -25,14 +27,23 @@ if TYPE_CHECKING:
     from capfilt.settings import SettledDecoding
 
 
+@dataclass
+class Tokens:
+    """Tokens that went through the decoder, and those that stand in captions, ends included."""
+
+    computed: int = 0
+    needed: int = 0
+
+
 class MedCaptioner:
     """Writes captions with a bundle whose model has the LM function."""
 
     def __init__(self, bundle: Bundle, device: torch.device, precision: str = "fp32") -> None:
         self.digest = bundle.card.weights
-        self._dtype = inference_type(precision)
-        self.model = bundle.model.to(device=device, dtype=self._dtype).eval()
-        self._images = bundle.card.model.images
+        self.model = prepare(bundle.model, device, precision)
+        self.tokens = Tokens()
+        self._card = bundle.card
+        self._precision = precision
         self._vocabulary = bundle.vocabulary
 
     @torch.inference_mode()
@@ -40,24 +51,27 @@ class MedCaptioner:
         self, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
     ) -> list[list[str]]:
         """Return captions by picture and candidate; see `protocols.Captioner`."""
-        device = self.model.device
-        pixels = torch.from_numpy(batch.squares(self._images)).to(device)
-        states = self.model.encode_image(normalise(pixels, self._images).to(self._dtype))
-        prompt = self._prompt(decoding).to(device)
-        writing = _Writing(self.model, self.model.memory(states))
+        states = image_states(batch, self.model, self._card, self._precision)
+        prompt = self._prompt(decoding).to(states.device)
+        start = prompt.expand(len(batch), -1)
         end = self._vocabulary.sep
+        each = {"nucleus": candidates, "beam": decoding.beams, "greedy": 1}[decoding.method]
+        room = len(prompt) + decoding.max_tokens
+        memory = self.model.memory(states, absorbed=absorbs(each * room, each))
+        writing = Writing(self.model, memory, room)
         if decoding.method == "beam":
-            start = prompt.expand(len(batch), -1)
             ids = search.beam(writing.next_logits, writing.reorder, start, decoding, end)
         else:
-            rows = len(batch) * (candidates if decoding.method == "nucleus" else 1)
-            numbers = (
-                _numbers(batch, decoding, seed, candidates).to(device)
-                if decoding.method == "nucleus"
-                else None
+            numbers = None
+            if decoding.method == "nucleus":
+                numbers = _numbers(batch, decoding, seed, candidates).to(states.device)
+            ids = search.write(
+                writing.next_logits, start, decoding, end, numbers, each=each, keep=writing.keep
             )
-            ids = search.write(writing.next_logits, prompt.expand(rows, -1), decoding, end, numbers)
-        texts = [self._text(row) for row in ids.tolist()]
+        rows = ids.tolist()
+        self.tokens.computed += writing.computed
+        self.tokens.needed += sum(row.index(end) + 1 if end in row else len(row) for row in rows)
+        texts = [self._text(row) for row in rows]
         each = len(texts) // len(batch)
         # Greedy and beam search have one answer: every candidate is that one.
         return [(texts[n * each : (n + 1) * each] * candidates)[:candidates] for n in range(len(batch))]
@@ -79,19 +93,44 @@ class MedCaptioner:
         return self._vocabulary.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
-class _Writing:
-    """The decoder in the middle of a batch: what was written so far, and the images it looks at."""
+class Writing:
+    """The decoder in the middle of a batch: what was written so far, and the images it looks at.
 
-    def __init__(self, model: MED, memory: list[ImageMemory]) -> None:
-        self._model, self._memory = model, memory
-        self._caches = [TokenCache() for _ in memory]
+    Rows are captions, as many to each image of `memory`, side by side. `room` is the longest text,
+    prompt included. Every step has the same shapes, and none waits for the device.
+    """
+
+    def __init__(self, model: MED, memory: list[ImageMemory], room: int) -> None:
+        self.computed = 0
+        self._model = model
+        self._memory = memory
+        self._caches = [TokenCache(room) for _ in memory]
+        self._rows = 0
+        self._written = torch.zeros((), dtype=torch.long, device=model.device)
 
     def next_logits(self, new: Tensor) -> Tensor:
-        return self._model.lm_logits(new, self._memory, self._caches)[:, -1]
+        """Return the logits after new tokens, (rows, new tokens); more rows than before copy theirs."""
+        if self._rows and len(new) != self._rows:
+            copies = torch.arange(self._rows, device=new.device).repeat_interleave(len(new) // self._rows)
+            self.reorder(copies)
+        self._rows = len(new)
+        logits = self._model.next_logits(new, self._memory, self._caches, self._written)
+        self._written = self._written + new.shape[1]
+        self.computed += len(new)
+        return logits
 
     def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was."""
         for cache in self._caches:
-            cache.reorder(rows)
+            cache.take(rows)
+
+    def keep(self, images: Tensor, rows: Tensor) -> None:
+        """Go on with these images and these of their rows, as many to each image, side by side."""
+        self._rows = len(rows)
+        self.reorder(rows)
+        apart = {id(layer): layer for layer in self._memory}  # layers may look at one memory
+        taken = {name: layer.take(images) for name, layer in apart.items()}
+        self._memory = [taken[id(layer)] for layer in self._memory]
 
 
 def _numbers(batch: ImageBatch, decoding: SettledDecoding, seed: int, candidates: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capfilt.models.devices import widened
+from capfilt.models.devices import on_host, steps_between_reads, widened
 
 if TYPE_CHECKING:
     from capfilt.settings import SettledDecoding
@@ -22,37 +22,86 @@ if TYPE_CHECKING:
 NextLogits = Callable[[Tensor], Tensor]
 """Given the new token ids (rows, new tokens), the logits (rows, vocabulary) of the token after them."""
 
+Keep = Callable[[Tensor, Tensor], None]
+"""Told which images go on, and which rows: as many to each of these images, side by side."""
+
 SHARE_BITS = 52
 SHARES = 2**SHARE_BITS
 """A probability of 1 in shares: so many that sums of shares are still whole numbers that float64 has."""
 
 
 def write(
-    next_logits: NextLogits, start: Tensor, decoding: SettledDecoding, end: int, numbers: Tensor | None = None
+    next_logits: NextLogits,
+    start: Tensor,
+    decoding: SettledDecoding,
+    end: int,
+    numbers: Tensor | None = None,
+    *,
+    each: int = 1,
+    keep: Keep | None = None,
 ) -> Tensor:
     """Write captions token by token, greedily or, with `numbers`, by nucleus sampling.
 
-    `start` (rows, tokens) are the ids every caption begins with, `numbers` (rows, max_tokens) are
-    uniform in [0, 1). Returns ids (rows, at most max_tokens), where `end` closes a caption and fills
-    what follows it.
+    `start` (images, tokens) are the ids every caption begins with; they are read once an image, and
+    `each` captions go on from there, side by side. `numbers` (images * each, max_tokens) are uniform
+    in [0, 1). Returns ids (images * each, max_tokens), where `end` closes a caption and fills what
+    follows it. With `keep`, captions that have ended leave the batch, see `Keep`.
     """
-    ids = start
-    ended = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    new = start
+    images, begun = start.shape
+    rows = torch.arange(images * each, device=start.device)
+    written = torch.full((len(rows), decoding.max_tokens), end, device=start.device)
+    # Places that are not written yet hold the first token, which the repetition penalty sees anyway.
+    ids = start[:, :1].repeat(1, begun + decoding.max_tokens).repeat_interleave(each, 0)
+    ids[:, :begun] = start.repeat_interleave(each, 0)
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=start.device)
+    logits = next_logits(start).repeat_interleave(each, 0)
     for position in range(decoding.max_tokens):
-        logits = shaped(next_logits(new), ids, decoding, end, position)
-        if numbers is None:
-            token = logits.argmax(-1)
-        else:
-            token = draw(nucleus(logits, decoding), numbers[:, position])
+        token = _chosen(logits, ids, decoding, end, position, numbers)
         token = torch.where(ended, end, token)
-        new = token[:, None]
-        ids = torch.cat([ids, new], dim=1)
-        ended |= token == end
-        # Asking a GPU whether all have ended would make it wait at every token.
-        if ended.device.type == "cpu" and ended.all():
+        ids[:, begun + position] = token
+        written[rows, position] = token
+        ended = ended | (token == end)
+        if position + 1 == decoding.max_tokens:
             break
-    return ids[:, start.shape[1] :]
+        if keep is not None and (position + 1) % steps_between_reads(ended.device) == 0:
+            live = on_host((~ended).view(-1, each).sum(1))
+            if not any(live):
+                break
+            if _is_worth_it(live, each):
+                picked, kept, each = _still_writing(ended, live, each)
+                keep(picked, kept)
+                rows, ids, ended, token = rows[kept], ids[kept], ended[kept], token[kept]
+                numbers = numbers[kept] if numbers is not None else None
+        logits = next_logits(token[:, None])
+    return written
+
+
+def _chosen(
+    logits: Tensor, ids: Tensor, decoding: SettledDecoding, end: int, position: int, numbers: Tensor | None
+) -> Tensor:
+    logits = shaped(logits, ids, decoding, end, position)
+    if numbers is None:
+        return logits.argmax(-1)
+    return draw(nucleus(logits, decoding), numbers[:, position])
+
+
+def _is_worth_it(live: list[int], each: int) -> bool:
+    """Whether so many captions have ended that leaving them out pays for copying the others."""
+    left = sum(map(bool, live)) * max(live)
+    return 3 * left <= 2 * len(live) * each
+
+
+def _still_writing(ended: Tensor, live: list[int], each: int) -> tuple[Tensor, Tensor, int]:
+    """Return the images that go on, their rows, and how many rows an image has from now on.
+
+    Every image keeps as many rows as the one with the most unfinished captions; its unfinished ones
+    come first, in their order.
+    """
+    most = max(live)
+    images = torch.tensor([n for n, count in enumerate(live) if count], device=ended.device)
+    order = ended.view(-1, each).int().argsort(dim=1, stable=True)[:, :most]
+    rows = order + torch.arange(len(order), device=ended.device)[:, None] * each
+    return images, rows[images].flatten(), most
 
 
 def shaped(logits: Tensor, ids: Tensor, decoding: SettledDecoding, end: int, position: int) -> Tensor:

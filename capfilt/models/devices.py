@@ -68,3 +68,14 @@ def autocast_type(precision: str, device: str) -> torch.dtype | None:
 def widened(numbers: Tensor) -> Tensor:
     """Return the numbers in fp32, or wider where they are: losses and probabilities are taken in no less."""
     return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
+def on_host(numbers: Tensor) -> list[int]:
+    """Return a tensor's numbers: the one place where writing waits for a device."""
+    values: list[int] = numbers.tolist()
+    return values
+
+
+def steps_between_reads(device: torch.device) -> int:
+    """Return how many tokens are written between two looks at what has ended; a look costs a CPU nothing."""
+    return 1 if device.type == "cpu" else 4

@@ -1,17 +1,21 @@
 """MED as a filter: ITC cosine and ITM probability of texts against their picture (BLIP, section 3.3).
 
-The image is encoded once for all its texts, which stand side by side over its keys and values.
+The image is encoded once for all its texts, which are read side by side in one row without padding.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from capfilt.data.images import normalise
-from capfilt.models.devices import inference_type, widened
+from capfilt.data.captions import cleaned
+from capfilt.models.devices import widened
+from capfilt.models.inference import image_states, prepare
+from capfilt.models.med import absorbs
+from capfilt.models.text import Packed
 from capfilt.records import Scores
 from capfilt.settings import Matching
 
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
 
     from capfilt.models.bundle import Bundle
     from capfilt.models.protocols import ImageBatch
-
 
 AS_MADE = Matching()
 """Nothing chosen: a filter reads texts as its card says."""
@@ -37,10 +40,10 @@ class MedFilter:
         matching: Matching = AS_MADE,
     ) -> None:
         self.digest = bundle.card.weights
-        self._dtype = inference_type(precision)
-        self.model = bundle.model.to(device=device, dtype=self._dtype).eval()
+        self.model = prepare(bundle.model, device, precision)
+        self._card = bundle.card
+        self._precision = precision
         self._matching = bundle.card.conventions.matching(matching)
-        self._images = bundle.card.model.images
         self._max_tokens = bundle.card.model.text.max_tokens
         self._vocabulary = bundle.vocabulary
 
@@ -52,38 +55,66 @@ class MedFilter:
     @torch.inference_mode()
     def score(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> list[list[Scores]]:
         """Return scores by picture and text; see `protocols.Filter`."""
-        most = max(map(len, texts), default=0)
-        if most == 0:
+        if not any(texts):
             return [[] for _ in texts]
-        states = self._states(batch)
-        # Every picture gets as many rows as the one with the most texts, so that rows follow pictures.
-        rows = [text for mine in texts for text in (*mine, *[""] * (most - len(mine)))]
-        itc = itm = [None] * len(rows)  # type: list[float | None]
+        states = image_states(batch, self.model, self._card, self._precision)
+        packed = self._packed(texts)
+        itc = itm = None
         if self.has_itc:
-            features = self.model.image_features(states)[:, None]
-            own = self.text_features(rows).view(len(batch), most, -1)
-            itc = (features * own).sum(-1).flatten().tolist()
+            own = self.model.packed_features(packed)
+            itc = (self.model.image_features(states)[:, None] * own).sum(-1).tolist()
         if "itm" in self.model.objectives:
-            ids, real = self._encode(rows, self._matching.match_token or "enc")
-            logits = self.model.itm_logits(ids, real, self.model.memory(states))
-            itm = widened(logits).softmax(-1)[:, 1].tolist()
-        scores = [Scores(itc=one, itm=other) for one, other in zip(itc, itm, strict=True)]
-        return [scores[n * most : n * most + len(mine)] for n, mine in enumerate(texts)]
+            tokens, most = packed.ids.shape[1], packed.firsts.shape[1]
+            memory = self.model.memory(states, absorbed=absorbs(tokens, tokens))
+            if self._matching.match_token != "cls":
+                begun = packed.ids.scatter(1, packed.firsts, self._vocabulary.first_id("enc"))
+                packed = replace(packed, ids=begun)
+            logits = self.model.packed_itm_logits(packed, memory).view(-1, most, 2)
+            itm = widened(logits).softmax(-1)[..., 1].tolist()
+        return [
+            [
+                Scores(itc=itc[picture][n] if itc else None, itm=itm[picture][n] if itm else None)
+                for n in range(len(mine))
+            ]
+            for picture, mine in enumerate(texts)
+        ]
 
     @torch.inference_mode()
     def image_features(self, batch: ImageBatch) -> Tensor:
         """Return ITC features of pictures, unit length, shape (pictures, embed)."""
-        return self.model.image_features(self._states(batch))
+        return self.model.image_features(image_states(batch, self.model, self._card, self._precision))
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return ITC features of texts, unit length, shape (texts, embed)."""
-        return self.model.text_features(*self._encode(texts, "cls"))
+        return self.model.packed_features(self._packed([[text] for text in texts]))[:, 0]
 
-    def _states(self, batch: ImageBatch) -> Tensor:
-        pixels = torch.from_numpy(batch.squares(self._images)).to(self.model.device)
-        return self.model.encode_image(normalise(pixels, self._images).to(self._dtype))
+    def _packed(self, texts: Sequence[Sequence[str]]) -> Packed:
+        """Return the texts of each picture side by side, each from its [CLS] to its [SEP]."""
+        flat = [self._cleaned(text) for mine in texts for text in mine]
+        ids, real = self._vocabulary.encode(flat, "cls", self._max_tokens)
+        lengths = real.sum(1).tolist()
+        most = max(map(len, texts))
+        numbers = iter(range(len(flat)))
+        mine_of = [[next(numbers) for _ in mine] for mine in texts]
+        room = max(sum(lengths[n] for n in mine) for mine in mine_of)
+        packed = Packed(
+            ids=torch.full((len(texts), room), self._vocabulary.pad),
+            text=torch.full((len(texts), room), -1),
+            places=torch.zeros(len(texts), room, dtype=torch.long),
+            firsts=torch.zeros(len(texts), most, dtype=torch.long),
+        )
+        for row, mine in enumerate(mine_of):
+            at = 0
+            for column, number in enumerate(mine):
+                until = at + lengths[number]
+                packed.ids[row, at:until] = ids[number, : lengths[number]]
+                packed.text[row, at:until] = column
+                packed.places[row, at:until] = torch.arange(lengths[number])
+                packed.firsts[row, column] = at
+                at = until
+        device = self.model.device
+        return Packed(*(getattr(packed, name).to(device) for name in ("ids", "text", "places", "firsts")))
 
-    def _encode(self, texts: Sequence[str], first: Literal["cls", "enc"]) -> tuple[Tensor, Tensor]:
-        ids, real = self._vocabulary.encode(texts, first, self._max_tokens)
-        return ids.to(self.model.device), real.to(self.model.device)
+    def _cleaned(self, text: str) -> str:
+        return cleaned(text) if self._matching.clean_up == "blip" else text

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints import few
 from capfilt.models.devices import widened
-from capfilt.models.text import ImageMemory, TextTransformer, TokenCache, WordHead
+from capfilt.models.text import ImageMemory, Packed, TextTransformer, TokenCache, WordHead
 from capfilt.models.vision import ImageEncoder
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ class MED(nn.Module):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return image states, (images, 1 + patches, image width), of pixels (images, 3, side, side)."""
         states: Tensor = self.image(pixels)
-        return states
+        return states.to(self.text.words.weight.dtype)
 
-    def memory(self, image_states: Tensor) -> list[ImageMemory]:
-        """Return what cross-attention keeps of image states, a layer each."""
-        return self.text.memory(image_states)
+    def memory(self, image_states: Tensor, *, absorbed: bool = False) -> list[ImageMemory]:
+        """Return what cross-attention looks at of image states, a layer each; see `absorbs`."""
+        return self.text.memory(image_states, absorbed=absorbed)
 
     def image_features(self, image_states: Tensor) -> Tensor:
         """Return ITC features of unit length, shape (images, embed), from the [class] state."""
@@ -81,22 +81,55 @@ class MED(nn.Module):
 
     def text_features(self, ids: Tensor, real: Tensor) -> Tensor:
         """Return ITC features of unit length, shape (rows, embed), of texts that begin with [CLS]."""
-        return F.normalize(widened(self.text_projection(self.text(ids, real, "encoder")[:, 0])), dim=-1)
+        return self._projected(self.text.read(ids, real)[:, 0])
+
+    def packed_features(self, packed: Packed) -> Tensor:
+        """Return the same of packed texts, shape (rows, texts, embed)."""
+        return self._projected(self.text.read_firsts(packed))
 
     def itm_logits(self, ids: Tensor, real: Tensor, memory: list[ImageMemory]) -> Tensor:
         """Return (rows, 2) logits, column 1 for a match, of texts that begin with [ENC].
 
         `memory` holds one image a row, or one for several neighbouring rows.
         """
-        logits: Tensor = self.itm_head(self.text(ids, real, "encoder", memory)[:, 0])
+        logits: Tensor = self.itm_head(self.text.read(ids, real, memory)[:, 0])
         return logits
 
-    def lm_logits(
-        self, ids: Tensor, memory: list[ImageMemory], caches: list[TokenCache] | None = None
-    ) -> Tensor:
-        """Return logits of each next token, (rows, tokens, vocabulary), of texts that begin with [DEC]."""
-        logits: Tensor = self.word_head(self.text(ids, None, "decoder", memory, caches), self.text.words)
+    def packed_itm_logits(self, packed: Packed, memory: list[ImageMemory]) -> Tensor:
+        """Return (rows, texts, 2) logits of packed texts; `memory` holds one image a row."""
+        logits: Tensor = self.itm_head(self.text.read_firsts(packed, memory))
         return logits
+
+    def lm_logits(self, ids: Tensor, memory: list[ImageMemory]) -> Tensor:
+        """Return logits of each next token, (rows, tokens, vocabulary), of texts that begin with [DEC]."""
+        return self._word_logits(self.text.write(ids, memory))
+
+    def next_logits(
+        self, ids: Tensor, memory: list[ImageMemory], caches: list[TokenCache], start: Tensor
+    ) -> Tensor:
+        """Return logits of the token after these, (rows, vocabulary).
+
+        `ids` (rows, tokens) stand at place `start`, a number on the device, and continue what the
+        caches hold.
+        """
+        return self._word_logits(self.text.write(ids, memory, caches, start)[:, -1])
+
+    def _projected(self, states: Tensor) -> Tensor:
+        return F.normalize(widened(self.text_projection(states)), dim=-1)
+
+    def _word_logits(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.word_head(states, self.text.words)
+        return logits
+
+
+def absorbs(tokens: int, rows: int) -> bool:
+    """Return whether looking at the image states themselves is cheaper than making keys and values of them.
+
+    `tokens` are the text tokens that will look at an image in all, `rows` how many of them at a time.
+    Per token the products with the states of a ViT-B at 384 px cost a sixtieth of its keys and values,
+    and twice that where one token at a time leaves a processor half idle.
+    """
+    return tokens <= (64 if rows >= 4 else 32)
 
 
 def adopt(model: MED, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:

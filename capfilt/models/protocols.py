@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 from capfilt.data.images import to_square
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+    from torch import Tensor
 
     from capfilt.records import Scores
     from capfilt.settings import Images, SettledDecoding
@@ -30,6 +31,7 @@ class ImageBatch:
     """As `capfilt.data.images.decode` gives them: upright, RGB, or RGBA where a pixel is transparent."""
     sha256: Sequence[str]
     _squares: dict[Images, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    _states: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -41,6 +43,15 @@ class ImageBatch:
         if images not in self._squares:
             self._squares[images] = np.stack([to_square(picture, images) for picture in self.pictures])
         return self._squares[images]
+
+    def states(self, encoder: tuple[str, ...], encode: Callable[[], Tensor]) -> Tensor:
+        """Return what an image encoder makes of the pictures; made once for encoders of one name.
+
+        The name says everything that the states depend on: weights, image settings, precision, device.
+        """
+        if encoder not in self._states:
+            self._states[encoder] = encode()
+        return self._states[encoder]
 
 
 class Captioner(Protocol):

@@ -22,54 +22,58 @@ Direction = Literal["encoder", "decoder"]
 
 @dataclass(frozen=True, slots=True)
 class ImageMemory:
-    """Keys and values of one layer's cross-attention, each (images, heads, states, head width)."""
+    """What one layer's cross-attention looks at: keys and values, or the image states themselves."""
 
-    keys: Tensor
-    values: Tensor
+    keys: Tensor | None
+    """(images, heads, states, head width)"""
+    values: Tensor | None
+    states: Tensor | None = None
+    """(images, states, image width), where keys and values are absorbed into queries and results."""
 
     def take(self, images: Tensor) -> ImageMemory:
         """Return the memory of the images at these positions, shape (rows,)."""
-        return ImageMemory(self.keys[images], self.values[images])
+        return ImageMemory(
+            *(None if part is None else part[images] for part in (self.keys, self.values, self.states))
+        )
 
 
 class TokenCache:
     """Keys and values of one layer's causal self-attention over the tokens so far.
 
-    Room for more tokens than there are is taken at once and doubled when it is full, so that a step
-    copies one token and not all of them.
+    The room for all tokens is taken at once and every step looks at the whole of it, what is not
+    written yet being masked: so every step has the same shapes, and copies one token and not all.
     """
 
-    def __init__(self, room: int = 32) -> None:
-        self.length = 0
-        self._room = room
+    def __init__(self, room: int) -> None:
+        self.room = room
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (rows, heads, new tokens, head width) and return all keys and values so far."""
-        end = self.length + keys.shape[2]
-        if self._keys is None or self._values is None or end > self._keys.shape[2]:
-            while self._room < end:
-                self._room *= 2
-            self._keys = self._roomier(self._keys, keys)
-            self._values = self._roomier(self._values, values)
-        self._keys[:, :, self.length : end] = keys
-        self._values[:, :, self.length : end] = values
-        self.length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+    def extend(self, keys: Tensor, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (rows, heads, new tokens, head width) at `places` (new tokens,) and return all there is."""
+        if self._keys is None or self._values is None:
+            rows, heads, _, width = keys.shape
+            self._keys = keys.new_zeros(rows, heads, self.room, width)
+            self._values = values.new_zeros(rows, heads, self.room, width)
+        self._keys.index_copy_(2, places, keys)
+        self._values.index_copy_(2, places, values)
+        return self._keys, self._values
 
-    def reorder(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was (beam search)."""
-        for tensor in (self._keys, self._values):
-            if tensor is not None:
-                tensor[:, :, : self.length] = tensor[rows, :, : self.length]
+    def take(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys[rows], self._values[rows]
 
-    def _roomier(self, old: Tensor | None, like: Tensor) -> Tensor:
-        rows, heads, _, width = like.shape
-        new = like.new_empty(rows, heads, self._room, width)
-        if old is not None:
-            new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+    """Return attention's result, (rows, heads, queries, head width); `visible` is broadcast to its scores."""
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+        # There the fused kernel is several times slower than three plain steps.
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        return F.dropout(scores.softmax(-1), dropout) @ values
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, dropout_p=dropout)
 
 
 class SelfAttention(nn.Module):
@@ -84,28 +88,38 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
 
     def forward(
-        self, states: Tensor, visible: Tensor | None, *, causal: bool, cache: TokenCache | None
+        self,
+        states: Tensor,
+        visible: Tensor | None,
+        *,
+        cache: TokenCache | None = None,
+        places: Tensor | None = None,
+        firsts: Tensor | None = None,
     ) -> Tensor:
-        """Return new states, shape (rows, tokens, width).
+        """Return new states, shape (rows, tokens, width), or (rows, firsts, width) of these tokens alone.
 
-        `visible` (rows, 1, 1, tokens) is true where a token may be attended to.
+        `visible` is true where a token (third dimension) may attend to another (fourth).
         """
         rows, tokens, width = states.shape
         qkv = self.qkv(states).view(rows, tokens, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            keys, values = cache.extend(keys, values)
-        attended = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=visible,
-            is_causal=causal and tokens > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        if cache is not None and places is not None:
+            keys, values = cache.extend(keys, values, places)
+        if firsts is not None:
+            states = picked(states, firsts)
+            queries = queries.gather(2, firsts[:, None, :, None].expand(-1, self.heads, -1, queries.shape[3]))
+            tokens = firsts.shape[1]
+            if visible is not None and visible.shape[2] > 1:
+                visible = visible.gather(2, firsts[:, None, :, None].expand(-1, 1, -1, visible.shape[3]))
+        attended = attend(queries, keys, values, visible, self.dropout if self.training else 0.0)
         out = self.out(attended.transpose(1, 2).reshape(rows, tokens, width))
         new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
         return new
+
+
+def picked(states: Tensor, places: Tensor) -> Tensor:
+    """Return the states (rows, places, width) at these places, (rows, places), of (rows, tokens, width)."""
+    return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 class CrossAttention(nn.Module):
@@ -134,14 +148,37 @@ class CrossAttention(nn.Module):
         that image's keys and values, which are never copied.
         """
         rows, tokens, width = states.shape
-        images = len(memory.keys)
-        queries = self.query(states).view(images, rows // images * tokens, self.heads, -1).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(
-            queries, memory.keys, memory.values, dropout_p=self.dropout if self.training else 0.0
-        )
-        out = self.out(attended.transpose(1, 2).reshape(rows, tokens, width))
+        queries = self.query(states)
+        if memory.keys is not None and memory.values is not None:
+            images = len(memory.keys)
+            queries = queries.view(images, rows // images * tokens, self.heads, -1).transpose(1, 2)
+            dropout = self.dropout if self.training else 0.0
+            attended = attend(queries, memory.keys, memory.values, None, dropout).transpose(1, 2)
+        elif memory.states is not None:
+            attended = self._absorbed(queries, memory.states)
+        out = self.out(attended.reshape(rows, tokens, width))
         new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
         return new
+
+    def _absorbed(self, queries: Tensor, image_states: Tensor) -> Tensor:
+        """Return attention's result without keys and values: ((q Wk) x, then (p x) Wv.
+
+        A query's product with the bias of the keys is the same for every state, and softmax does not see
+        it; the probabilities sum to one, so that the bias of the values is added whole.
+        """
+        images, _, image_width = image_states.shape
+        head = queries.shape[-1] // self.heads
+        to_keys, to_values = self.key_value.weight.view(2, self.heads, head, image_width)
+        each = queries.reshape(-1, self.heads, head).transpose(0, 1) * head**-0.5
+        in_image = each @ to_keys  # (heads, images * tokens of an image, image width)
+        in_image = in_image.view(self.heads, images, -1, image_width).transpose(0, 1).flatten(1, 2)
+        scores = in_image @ image_states.transpose(1, 2)
+        mixed = scores.softmax(-1) @ image_states
+        mixed = mixed.view(images, self.heads, -1, image_width).transpose(0, 1).flatten(1, 2)
+        values = mixed @ to_values.transpose(1, 2)
+        bias = self.key_value.bias[self.heads * head :].view(self.heads, 1, head)
+        result: Tensor = (values + bias).transpose(0, 1).reshape(images, -1, self.heads * head)
+        return result
 
 
 class FeedForward(nn.Module):
@@ -151,12 +188,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.dropout = text.dropout
         self.up = nn.Linear(text.width, text.feed_forward)
+        self.act = nn.GELU()
         self.down = nn.Linear(text.feed_forward, text.width)
         self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return new states, same shape."""
-        out = self.down(F.gelu(self.up(states)))
+        out = self.down(self.act(self.up(states)))
         new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
         return new
 
@@ -178,14 +216,36 @@ class Layer(nn.Module):
         visible: Tensor | None,
         direction: Direction,
         memory: ImageMemory | None,
-        cache: TokenCache | None,
+        cache: TokenCache | None = None,
+        places: Tensor | None = None,
+        firsts: Tensor | None = None,
     ) -> Tensor:
-        """Return new states, shape (rows, tokens, width)."""
-        states = self.attention[direction](states, visible, causal=direction == "decoder", cache=cache)
+        """Return new states, shape (rows, tokens, width); see `SelfAttention` for the rest."""
+        attention = self.attention[direction]
+        states = attention(states, visible, cache=cache, places=places, firsts=firsts)
         if memory is not None and self.cross is not None:
             states = self.cross(states, memory)
         new: Tensor = self.feed_forward(states)
         return new
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Texts side by side in rows, each seeing itself alone: several texts of an image without padding."""
+
+    ids: Tensor
+    """(rows, tokens)"""
+    text: Tensor
+    """(rows, tokens): number of the text in its row that a token belongs to; -1 for padding."""
+    places: Tensor
+    """(rows, tokens): place of a token in its text."""
+    firsts: Tensor
+    """(rows, texts): where each text of a row begins; 0 for a text that a row lacks."""
+
+    @property
+    def visible(self) -> Tensor:
+        """True where a token may be attended to, (rows, 1, tokens, tokens)."""
+        return (self.text[:, :, None] == self.text[:, None, :])[:, None]
 
 
 class TextTransformer(nn.Module):
@@ -210,40 +270,68 @@ class TextTransformer(nn.Module):
         )
         self.apply(_initialise)
 
-    def memory(self, image_states: Tensor) -> list[ImageMemory]:
-        """Return, a layer each, the keys and values of image states (images, states, image width)."""
+    def memory(self, image_states: Tensor, *, absorbed: bool = False) -> list[ImageMemory]:
+        """Return, a layer each, what is looked at of image states (images, states, image width)."""
+        if absorbed:
+            return [ImageMemory(None, None, image_states)] * len(self.layers)  # the same for every layer
         return [layer.cross.memory(image_states) for layer in self.layers]  # type: ignore[operator, union-attr]
 
-    def forward(
-        self,
-        ids: Tensor,
-        real: Tensor | None,
-        direction: Direction,
-        memory: list[ImageMemory] | None = None,
-        caches: list[TokenCache] | None = None,
-    ) -> Tensor:
-        """Return states, shape (rows, tokens, width), of token ids (rows, tokens).
+    def read(self, ids: Tensor, real: Tensor, memory: list[ImageMemory] | None = None) -> Tensor:
+        """Return states, (rows, tokens, width), of texts (rows, tokens), read in both directions.
 
-        `real` (rows, tokens) is true where a token is no padding; the encoder needs it, and the
-        decoder does not, since padding follows the text. With `memory` the image is looked at; its
-        images may each serve several neighbouring rows. With `caches` the ids continue earlier ones.
+        `real` (rows, tokens) is true where a token is no padding. With `memory` the image is looked at;
+        its images may each serve several neighbouring rows.
         """
-        start = caches[0].length if caches else 0
-        if start and ids.shape[1] > 1:
-            raise ValueError("what continues earlier tokens comes one token at a time")
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        states: Tensor = self.norm(self.words(ids) + self.positions(positions))
-        states = F.dropout(states, self.dropout, self.training)
-        visible = None if real is None or direction == "decoder" else real[:, None, None, :]
+        places = torch.arange(ids.shape[1], device=ids.device)
+        states = self._embedded(ids, places)
+        for number, layer in enumerate(self.layers):
+            states = layer(states, real[:, None, None, :], "encoder", memory[number] if memory else None)
+        return states
+
+    def read_firsts(self, packed: Packed, memory: list[ImageMemory] | None = None) -> Tensor:
+        """Return the state of each text's first token, (rows, texts, width).
+
+        The last layer is computed for the first tokens alone: nothing looks at the others any more.
+        """
+        states, visible = self._embedded(packed.ids, packed.places), packed.visible
+        last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             states = layer(
                 states,
                 visible,
-                direction,
-                memory[number] if memory is not None else None,
-                caches[number] if caches is not None else None,
+                "encoder",
+                memory[number] if memory else None,
+                firsts=packed.firsts if number == last else None,
             )
         return states
+
+    def write(
+        self,
+        ids: Tensor,
+        memory: list[ImageMemory],
+        caches: list[TokenCache] | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Return states, (rows, tokens, width), each token seeing those before it.
+
+        Padding, which follows the text, is seen by no token that counts. With `caches` the ids stand
+        at place `start`, a number on the device, and continue what the caches hold.
+        """
+        tokens = ids.shape[1]
+        places = torch.arange(tokens, device=ids.device)
+        if start is not None:
+            places = places + start
+        room = torch.arange(caches[0].room, device=ids.device) if caches else places
+        visible = room[None, None, None, :] <= places[None, None, :, None]
+        states = self._embedded(ids, places)
+        for number, layer in enumerate(self.layers):
+            cache = caches[number] if caches else None
+            states = layer(states, visible, "decoder", memory[number], cache, places)
+        return states
+
+    def _embedded(self, ids: Tensor, places: Tensor) -> Tensor:
+        states = self.norm(self.words(ids) + self.positions(places))
+        return F.dropout(states, self.dropout, self.training)
 
 
 class WordHead(nn.Module):

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from capfilt.settings import Images, Vision
 
 
+CACHED_STATES = 1024
+"""Image states that a CPU computes at a time."""
+
+
 class ImageEncoder(nn.Module):
     """Pixels to image states, the state of the [class] token first.
 
@@ -33,7 +37,13 @@ class ImageEncoder(nn.Module):
         vit: Any = _timm_vit(vision, images) if vision.timm else _plain_vit(vision, images)
         self.vit = vit
         self.width = int(vit.num_features)
+        self.patches = int(vit.patch_embed.num_patches) if hasattr(vit, "patch_embed") else 1
         self.passes = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers it computes in."""
+        return next(self.parameters()).dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image states, shape (images, 1 + patches, width).
@@ -42,8 +52,13 @@ class ImageEncoder(nn.Module):
         """
         self.passes += len(pixels)
         vit: Any = self.vit
-        states: Tensor = vit.forward_features(pixels)
-        return states
+        pixels = pixels.to(self.dtype)
+        if pixels.device.type != "cpu" or torch.is_grad_enabled():
+            states: Tensor = vit.forward_features(pixels)
+            return states
+        # A CPU is fastest with what fits its cache; a batch of large pictures only moves memory about.
+        some = max(1, CACHED_STATES // max(1, self.patches))
+        return torch.cat([vit.forward_features(few) for few in pixels.split(some)])
 
 
 class ConvolutionalStem(nn.Module):

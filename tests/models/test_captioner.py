@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -59,8 +59,8 @@ def in_batches_of(
     rows: list[Tensor] = []
     real = search.write
 
-    def recording(*arguments: object) -> Tensor:
-        rows.append(real(*arguments))
+    def recording(*arguments: Any, **named: Any) -> Tensor:
+        rows.append(real(*arguments, **named))
         return rows[-1]
 
     monkeypatch.setattr(search, "write", recording)
@@ -105,7 +105,8 @@ def margins(
             first, second = logits.topk(2).values[0].tolist()
             found.append((first - second) * EDGE / TIE)
         else:
-            kept = search.nucleus(logits, decoding)[0].cumsum(0)
+            shares = search.nucleus(logits, decoding)[0]
+            kept = shares.cumsum(0) / shares.sum()
             likeliest = logits.double().softmax(-1)[0].sort(descending=True).values.cumsum(0)
             number = float(numbers[position])
             found.append(
@@ -204,7 +205,7 @@ def test_a_caption_is_the_text_before_its_end_without_the_prompt(
     starts = []
     word, other = vocabulary.prompt("red cat")[1:]
 
-    def writes(_: object, start: Tensor, *__: object) -> Tensor:
+    def writes(_: object, start: Tensor, *__: object, **___: object) -> Tensor:
         starts.append(start.tolist())
         return torch.tensor([[word, other, vocabulary.sep, word], [word] * 4])
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from capfilt.draws import uniforms
+from capfilt.models.captioner import Writing
 from capfilt.models.decoding import SHARES, draw, nucleus, shaped, write
-from capfilt.models.text import TokenCache
 from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:
@@ -378,11 +378,10 @@ def test_what_is_written_step_by_step_is_what_full_forwards_would_write(model: M
     side = SMALL.images.size_px
     images = torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     memory = model.memory(model.encode_image(images))
-    caches = [TokenCache() for _ in memory]
     start = torch.tensor([[5, 7]]).expand(rows, -1)
     numbers = torch.from_numpy(uniforms(rows * 10, "full forwards")).view(rows, 10)
     ids = write(
-        lambda new: model.lm_logits(new, memory, caches)[:, -1],
+        Writing(model, memory, 12).next_logits,
         start,
         decoding,
         end,

@@ -8,9 +8,17 @@ from capfilt.models.devices import autocast_type, find_devices, inference_type, 
 from capfilt.settings import Compute
 
 
-def a_machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int, has_bf16: bool = True) -> None:
+def a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    gpus: int,
+    cores: int,
+    has_bf16: bool = True,
+    instructions: tuple[str, ...] = (),
+) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: has_bf16)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(instructions, True))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
 
 
@@ -42,6 +50,26 @@ def test_workers_have_the_devices_that_there_are(
     assert find_devices(Compute.model_validate(asked)) == (devices, precision)
 
 
+@pytest.mark.parametrize(
+    ("instructions", "precision"),
+    [((), "fp32"), (("avx512_f",), "fp32"), (("avx512_bf16",), "bf16"), (("amx_bf16",), "bf16")],
+)
+def test_a_cpu_works_in_bf16_only_where_it_has_the_instructions(
+    monkeypatch: pytest.MonkeyPatch, instructions: tuple[str, ...], precision: str
+) -> None:
+    a_machine(monkeypatch, gpus=0, cores=1, instructions=instructions)
+    assert find_devices(Compute()) == (["cpu"], precision)
+    assert find_devices(Compute(precision="fp32")) == (["cpu"], "fp32")
+
+
+def test_eight_bits_are_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_machine(monkeypatch, gpus=1, cores=1)
+    with pytest.raises(CapfiltError, match="int8 is for CPUs") as refused:
+        find_devices(Compute(precision="int8"))
+    assert "--precision bf16" in refused.value.fix
+    assert find_devices(Compute(precision="int8", device="cpu")) == (["cpu"], "int8")
+
+
 def test_a_gpu_without_bf16_works_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     a_machine(monkeypatch, gpus=1, cores=1, has_bf16=False)
     assert find_devices(Compute()) == (["cuda:0"], "fp32")
@@ -58,8 +86,10 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_way_out(
 
 
 def test_training_keeps_fp32_weights_and_inference_takes_the_precision() -> None:
-    assert (inference_type("fp32"), autocast_type("fp32")) == (torch.float32, None)
-    assert (inference_type("bf16"), autocast_type("bf16")) == (torch.bfloat16, torch.bfloat16)
+    assert (inference_type("fp32"), autocast_type("fp32", "cuda:0")) == (torch.float32, None)
+    assert (inference_type("bf16"), autocast_type("bf16", "cuda:0")) == (torch.bfloat16, torch.bfloat16)
+    assert (inference_type("int8"), autocast_type("int8", "cpu")) == (torch.bfloat16, None)
+    assert autocast_type("bf16", "cpu") is None
 
 
 @pytest.mark.parametrize(

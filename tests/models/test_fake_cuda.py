@@ -20,10 +20,11 @@ from torch._subclasses.fake_tensor import (
 )
 
 from capfilt.data.images import normalise
-from capfilt.models.captioner import _Writing
+from capfilt.models.captioner import Writing
 from capfilt.models.decoding import beam, write
 from capfilt.models.losses import draw_hard_negatives
 from capfilt.models.med import MED
+from capfilt.models.text import Packed
 from capfilt.settings import Phase, SettledDecoding
 from capfilt.training.objectives import Batch, step_losses
 
@@ -77,42 +78,60 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 @dtypes
 @pytest.mark.parametrize("method", ["nucleus", "greedy", "beam"])
-def test_captions_are_written_on_the_gpu_without_waiting_for_it(method: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("absorbed", [True, False], ids=["absorbed", "keys and values"])
+def test_captions_are_written_on_the_gpu_without_waiting_for_it(
+    method: str, dtype: torch.dtype, absorbed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoding = SettledDecoding.model_validate(
-        {"method": method, "min_tokens": 2, "max_tokens": 6, "top_k": 20, "repetition_penalty": 1.1}
+        {"method": method, "min_tokens": 2, "max_tokens": 9, "top_k": 20, "repetition_penalty": 1.1}
     )
+    each = {"nucleus": 3, "greedy": 1, "beam": decoding.beams}[method]
+    looks = []
+
+    def nothing_has_ended(numbers: Tensor) -> list[int]:
+        looks.append(numbers.shape)
+        return [each] * len(numbers)
+
+    monkeypatch.setattr("capfilt.models.decoding.on_host", nothing_has_ended)
     with without_a_gpu() as device, torch.inference_mode():
         model = model_on(device, ["lm"], 40, dtype)
-        writing = _Writing(model, model.memory(encoded(model, device, 4)))
+        memory = model.memory(encoded(model, device, 4), absorbed=absorbed)
+        writing = Writing(model, memory, 12)
+        start = torch.zeros(4, 3, dtype=torch.long, device=device)
         if method == "beam":
-            start = torch.zeros(4, 3, dtype=torch.long, device=device)
             ids = beam(writing.next_logits, writing.reorder, start, decoding, 3)
-            rows = 4
         else:
-            rows = 4 * (3 if method == "nucleus" else 1)
-            start = torch.zeros(rows, 3, dtype=torch.long, device=device)
-            numbers = (
-                torch.zeros(rows, 6, dtype=torch.float64, device=device) if method == "nucleus" else None
+            numbers = torch.zeros(4 * each, 9, dtype=torch.float64, device=device)
+            ids = write(
+                writing.next_logits,
+                start,
+                decoding,
+                3,
+                numbers if method == "nucleus" else None,
+                each=each,
+                keep=writing.keep,
             )
-            ids = write(writing.next_logits, start, decoding, 3, numbers)
         assert ids.device.type == "cuda"
-        assert ids.shape == (rows, 6)
+        assert ids.shape == (4 * (each if method == "nucleus" else 1), 9)
+    # The host looks at what has ended every few tokens, in this one place, and not once a token.
+    assert len(looks) == (0 if method == "beam" else 2)
 
 
 @dtypes
-def test_pairs_are_scored_on_the_gpu_without_waiting_for_it(
-    vocabulary: Vocabulary, dtype: torch.dtype
+@pytest.mark.parametrize("absorbed", [True, False], ids=["absorbed", "keys and values"])
+def test_packed_texts_are_scored_on_the_gpu_without_waiting_for_it(
+    vocabulary: Vocabulary, dtype: torch.dtype, absorbed: bool
 ) -> None:
-    ids, real = vocabulary.encode(["a cat", "two dogs run", "", "a red square"], "cls", 16)
     with without_a_gpu() as device, torch.inference_mode():
         model = model_on(device, ["itc", "itm"], len(vocabulary), dtype)
-        on_gpu = torch.zeros_like(ids, device=device), torch.ones_like(real, device=device)
+        whole = torch.zeros(2, 9, dtype=torch.long, device=device)
+        packed = Packed(whole, whole, whole, whole[:, :3])
         states = encoded(model, device, 2)
-        logits = model.itm_logits(*on_gpu, model.memory(states))
-        cosines = model.image_features(states).repeat_interleave(2, 0) * model.text_features(*on_gpu)
+        logits = model.packed_itm_logits(packed, model.memory(states, absorbed=absorbed))
+        cosines = model.image_features(states)[:, None] * model.packed_features(packed)
         for found in (logits, cosines):
             assert found.device.type == "cuda"
-            assert len(found) == 4
+            assert found.shape[:2] == (2, 3)
 
 
 @pytest.mark.parametrize("objectives", [["itc", "itm", "lm"], ["itc", "itm"], ["lm"]], ids="+".join)

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from small_models import SMALL, small_med
 
 from capfilt.errors import CapfiltError
+from capfilt.models.captioner import Writing
 from capfilt.models.decoding import scored_beam, write
 from capfilt.models.losses import itm_loss, lm_loss
 from capfilt.models.med import MED, adopt
-from capfilt.models.text import TokenCache
 from capfilt.settings import Images, Model, SettledDecoding, Text, Vision
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def captions(
     numbers: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the ids written after the prompt, and the logits of every step."""
-    caches, steps = [TokenCache() for _ in memory], []
+    writing, steps = Writing(model, memory, 40), []
 
     def next_logits(new: Tensor) -> Tensor:
-        steps.append(model.lm_logits(new, memory, caches)[:, -1])
+        steps.append(writing.next_logits(new))
         return steps[-1]
 
     with torch.no_grad():
@@ -161,10 +161,10 @@ def test_beam_search_finds_the_captions_and_scores_of_the_released_code(
     decoding = SettledDecoding.model_validate(
         {"method": "beam", "beams": 3, "length_counts": "whole", **SEARCHED[name]}
     )
-    caches = [TokenCache() for _ in memory]
+    writing = Writing(captioner, memory, 40)
     ids, scores = scored_beam(
-        lambda new: captioner.lm_logits(new, memory, caches)[:, -1],
-        lambda rows: [cache.reorder(rows) for cache in caches],
+        writing.next_logits,
+        writing.reorder,
         expected[:, :4],
         decoding,
         SEP,
@@ -228,8 +228,8 @@ def test_unpadded_states_are_those_of_the_released_code(matcher: MED, matching: 
     ids = matching["input_ids"][:1, : int(real.sum())]
     everything = torch.ones_like(ids, dtype=torch.bool)
     memory = matcher.memory(matcher.encode_image(matching["images"][:1]))
-    text = matcher.text(ids, everything, "encoder")
-    both = matcher.text(begun_with(ids, ENC), everything, "encoder", memory)
+    text = matcher.text.read(ids, everything)
+    both = matcher.text.read(begun_with(ids, ENC), everything, memory)
     torch.testing.assert_close(text, matching["base_text_hidden_0"], **CLOSE)
     torch.testing.assert_close(both, matching["base_multimodal_hidden_0"], **CLOSE)
 

@@ -15,8 +15,8 @@ from blip_names import (
 )
 from small_models import enlarge
 
+from capfilt.models.captioner import Writing
 from capfilt.models.med import MED
-from capfilt.models.text import TokenCache
 from capfilt.settings import Images, Model, Text, Vision
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ def test_text_and_image_grounded_encoder_itm_and_itc_are_those_of_transformers(
     memory = ours.memory(states)
     close = {"atol": WITHIN[dtype], "rtol": 0.0}
     torch.testing.assert_close(states, matching.last_hidden_state, **close)
-    torch.testing.assert_close(ours.text(ids, real, "encoder")[real], cosines.question_embeds[real], **close)
+    torch.testing.assert_close(ours.text.read(ids, real)[real], cosines.question_embeds[real], **close)
     torch.testing.assert_close(
-        ours.text(ids, real, "encoder", memory)[real], matching.question_embeds[real], **close
+        ours.text.read(ids, real, memory)[real], matching.question_embeds[real], **close
     )
     torch.testing.assert_close(ours.itm_logits(ids, real, memory), matching.itm_score, **close)
     ours_itc = ours.image_features(states) @ ours.text_features(ids, real).T
@@ -201,10 +201,11 @@ def test_steps_over_cached_states_give_the_logits_of_the_whole_text(writer: MED)
     ours = writer.double()
     ids, _ = texts()
     memory = ours.memory(ours.encode_image(pixels(torch.float64)))
-    caches = [TokenCache() for _ in memory]
-    steps = [ours.lm_logits(ids[:, :4], memory, caches)]
-    steps += [ours.lm_logits(ids[:, n : n + 1], memory, caches) for n in range(4, 12)]
-    torch.testing.assert_close(torch.cat(steps, 1), ours.lm_logits(ids, memory), atol=1e-12, rtol=0.0)
+    writing = Writing(ours, memory, 16)
+    steps = [writing.next_logits(ids[:, :4])]
+    steps += [writing.next_logits(ids[:, n : n + 1]) for n in range(4, 12)]
+    whole = ours.lm_logits(ids, memory)[:, 3:]
+    torch.testing.assert_close(torch.stack(steps, 1), whole, atol=1e-12, rtol=0.0)
 
 
 @torch.no_grad()
@@ -214,11 +215,10 @@ def test_reordered_caches_go_on_with_the_rows_they_were_given(writer: MED) -> No
     order = torch.tensor([3, 0, 0, 5, 1, 2])
     image = ours.encode_image(pixels(torch.float64, 1))
     memory = ours.memory(image)
-    caches = [TokenCache() for _ in memory]
-    ours.lm_logits(ids[:, :6], memory, caches)
-    for cache in caches:
-        cache.reorder(order)
-    step = ours.lm_logits(ids[:, 6:7], memory, caches)[:, -1]
+    writing = Writing(ours, memory, 16)
+    writing.next_logits(ids[:, :6])
+    writing.reorder(order)
+    step = writing.next_logits(ids[:, 6:7])
     whole = ours.lm_logits(torch.cat([ids[order, :6], ids[:, 6:7]], 1), memory)[:, -1]
     torch.testing.assert_close(step, whole, atol=1e-12, rtol=0.0)
 
