@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from capfilt.settings import Bootstrap, Decoding, Images, Judge, Model, Phase, Text, Training, Vision
+from capfilt.settings import Bootstrap, Compute, Decoding, Images, Judge, Model, Phase, Text, Training, Vision
 from capfilt.stages.export import ExportPairs
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore
@@ -38,6 +38,8 @@ class Choices(Bootstrap):
     # 90% of held-out clean pairs pass: the paper's 0.5 is strict after one right pair to two wrong ones.
     judge: Judge = Judge(itm="auto:recall=0.9")
     decoding: Decoding = Decoding(min_tokens=5, max_tokens=20)
+    # bf16 is slower than fp32 for widths of about 100.
+    compute: Compute = Compute(precision="fp32")
 
 
 def stages(choices: Choices) -> list[Stage]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from capfilt.settings import Bootstrap, Decoding, Images, Model, Phase, Text, Training, Vision
+from capfilt.settings import Bootstrap, Compute, Decoding, Images, Model, Phase, Text, Training, Vision
 from capfilt.stages.export import ExportPairs
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore
@@ -37,6 +37,8 @@ class Choices(Bootstrap):
     )
     # Clean captions may be two words long; the default of 5 tokens would make such a captioner babble.
     decoding: Decoding = Decoding(min_tokens=2)
+    # bf16 is slower than fp32 for widths of about 100.
+    compute: Compute = Compute(precision="fp32")
 
 
 def stages(choices: Choices) -> list[Stage]:

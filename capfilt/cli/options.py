@@ -190,8 +190,12 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="auto|cpu|cuda:N", help="Where models run.", rich_help_panel=_COMPUTE),
 ]
 PrecisionOption = Annotated[
-    Literal["auto", "fp32", "bf16"] | None,
-    typer.Option("--precision", help="auto is bf16 on a GPU that has it.", rich_help_panel=_COMPUTE),
+    Literal["auto", "fp32", "bf16", "int8"] | None,
+    typer.Option(
+        "--precision",
+        help="Numbers of captioning and scoring; auto is bf16 where GPU or processor computes in it.",
+        rich_help_panel=_COMPUTE,
+    ),
 ]
 BatchSizeOption = Annotated[
     int | None,

@@ -145,14 +145,14 @@ def _facts(
         for what in ("checkpoint_every", "validate_every", "log_every"):
             (choices[name] or {}).pop(what, None)
     choices["clean"].pop("cache_mb")
-    given = {name: path for name, path in settings.bundles if path is not None}
+    given = {name: getattr(settings.bundles, name) for name in ("init", "captioner", "filter")}
     return {
         **choices,
         "device": device,
         "precision": precision,
         "batch_size": settings.compute.batch_size,
         "threads": settings.compute.threads,
-        "bundles": {name: read_card(path).weights for name, path in given.items()},
+        "bundles": {name: read_card(path).weights for name, path in given.items() if path is not None},
         "web": _shard_facts(web),
         "clean_shards": _shard_facts(clean),
     }

@@ -81,7 +81,16 @@ def bootstrap(drawn: Path, out: Path, *more: object, **changes: Any) -> list[str
 
 def given(drawn: Path, out: Path, models: Path, *more: object) -> list[str]:
     """Words of the command that takes trained models; no pipeline is named, so it is the default one."""
-    words = ["bootstrap", drawn / "web", "--out", out, "--set", "decoding.max_tokens=8"]
+    words = [
+        "bootstrap",
+        drawn / "web",
+        "--out",
+        out,
+        "--set",
+        "decoding.max_tokens=8",
+        "--precision",
+        "fp32",
+    ]
     words += ["--captioner", models / "captioner", "--filter", models / "filter"]
     return [str(word) for word in (*words, *HALF, "--accept-weak-filter", *more)]
 

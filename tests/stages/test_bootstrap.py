@@ -15,7 +15,7 @@ from capfilt import files
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.rundir import RunDir, lock, recorded_facts, stage_rows
-from capfilt.settings import Bootstrap, changed
+from capfilt.settings import Bootstrap, Compute, changed
 from capfilt.stages.bootstrap import Request, bootstrap, resolve_devices
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore
@@ -264,9 +264,10 @@ def test_a_run_in_use_is_refused_by_name(fresh: RunDir, bundles: dict[str, Path]
 
 
 def test_devices_and_precision_are_those_asked_for() -> None:
-    compute = changed(Bootstrap(), {"compute": {"device": "cpu", "workers": 3}}).compute
+    for precision in ("fp32", "bf16", "int8"):
+        compute = Compute(device="cpu", workers=3, precision=precision)
 
-    assert resolve_devices(compute, world.InProcess()) == (["cpu"] * 3, "fp32")
+        assert resolve_devices(compute, world.InProcess()) == (["cpu"] * 3, precision)
 
 
 def test_a_pipeline_without_an_export_ends_with_its_verdicts(

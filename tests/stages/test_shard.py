@@ -16,6 +16,7 @@ from capfilt.data.sources import find_shards
 from capfilt.engines.local import LocalEngine
 from capfilt.errors import CapfiltError
 from capfilt.provenance.rundir import RunDir
+from capfilt.settings import Matching
 from capfilt.stages import shard as shard_module
 from capfilt.stages.shard import load_captioner, load_filter, run_shard
 
@@ -239,7 +240,10 @@ def test_each_picture_is_decoded_once_and_passes_each_encoder_once(
     assert [model.image.passes - old for model, old in zip(models, before, strict=True)] == [24, 24]
 
 
-_LOADERS: dict[str, Any] = {"captioner": load_captioner, "filter": load_filter}
+_LOADERS: dict[str, Any] = {
+    "captioner": load_captioner,
+    "filter": lambda path, device, precision: load_filter(path, device, precision, Matching()),
+}
 
 
 def test_a_caption_depends_on_picture_seed_and_number_alone(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -329,6 +333,6 @@ def test_memory_does_not_grow_with_the_number_of_shards(bundles: dict[str, Path]
 
 def test_a_captioner_is_refused_as_a_filter_with_what_to_give(bundles: dict[str, Path]) -> None:
     with pytest.raises(CapfiltError, match="cannot score pairs: it is a captioner") as refused:
-        load_filter(bundles["captioner"], "cpu", "fp32")
+        load_filter(bundles["captioner"], "cpu", "fp32", Matching())
 
     assert "capfilt train filter" in refused.value.fix

@@ -74,7 +74,7 @@ def _trained(
     kind: Kind, clean: str, out: Path, *, engine: Any = None, progress: Any = None, **changes: Any
 ) -> Card:
     base = Bootstrap(model=world.TINY, captioner_training=LM, filter_training=MATCHING)
-    settings = changed(base, {"compute": {"device": "cpu", "workers": 1}}, changes)
+    settings = changed(base, {"compute": {"device": "cpu", "workers": 1, "precision": "fp32"}}, changes)
     return train_one(kind, clean, out, settings, engine or world.InProcess(), progress or world.QUIET)
 
 

@@ -20,7 +20,18 @@ from capfilt.models.vocabulary import train_vocabulary
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.rundir import RunDir
 from capfilt.reports.progress import QuietProgress
-from capfilt.settings import Bootstrap, Decoding, Images, Input, Model, Text, Vision, changed
+from capfilt.settings import (
+    Bootstrap,
+    Decoding,
+    Images,
+    Input,
+    Matching,
+    Model,
+    SettledDecoding,
+    Text,
+    Vision,
+    changed,
+)
 from capfilt.stages.bootstrap import Request, bootstrap
 from capfilt.stages.export import ExportPairs
 from capfilt.stages.judge import JudgePairs
@@ -114,7 +125,11 @@ def bundle(
 def settings(bundles: dict[str, Path], **changes: Any) -> Bootstrap:
     base = Bootstrap(decoding=DECODING)
     given = {"bundles": {"captioner": bundles["captioner"], "filter": bundles["filter"]}}
-    layers = [{"compute": {"workers": 1, "batch_size": 8, "device": "cpu"}}, given, changes]
+    layers = [
+        {"compute": {"workers": 1, "batch_size": 8, "device": "cpu", "precision": "fp32"}},
+        given,
+        changes,
+    ]
     return changed(base, *layers)
 
 
@@ -146,7 +161,8 @@ def job(run: Path, web: Path, bundles: dict[str, Path], **changes: Any) -> Shard
         "fingerprint": "print",
         "captioner": bundles["captioner"],
         "filter": bundles["filter"],
-        "decoding": DECODING,
+        "decoding": SettledDecoding(min_tokens=2, max_tokens=8),
+        "matching": Matching(),
         "candidates": 1,
         "seed": 0,
         "input": Input(max_pixels=1_000_000),
