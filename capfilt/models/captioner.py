@@ -18,7 +18,7 @@ from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models.inference import image_states, prepare
 from capfilt.models.med import absorbs
-from capfilt.models.text import ImageMemory, TokenCache
+from capfilt.models.text import Memory, TokenCache
 
 if TYPE_CHECKING:
     from capfilt.models.bundle import Bundle
@@ -57,7 +57,7 @@ class MedCaptioner:
         end = self._vocabulary.sep
         each = {"nucleus": candidates, "beam": decoding.beams, "greedy": 1}[decoding.method]
         room = len(prompt) + decoding.max_tokens
-        memory = self.model.memory(states, absorbed=absorbs(each * room, each))
+        memory = self.model.memory(states, absorbed=absorbs(each * room))
         writing = Writing(self.model, memory, room)
         if decoding.method == "beam":
             ids = search.beam(writing.next_logits, writing.reorder, start, decoding, end)
@@ -100,7 +100,7 @@ class Writing:
     prompt included. Every step has the same shapes, and none waits for the device.
     """
 
-    def __init__(self, model: MED, memory: list[ImageMemory], room: int) -> None:
+    def __init__(self, model: MED, memory: list[Memory], room: int) -> None:
         self.computed = 0
         self._model = model
         self._memory = memory

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.settings import Decoding, Matching, Model, Settings, SettledDecoding, validated
 
@@ -168,6 +169,12 @@ def read_card(path: Path) -> Card:
         raise CapfiltError(
             f"{path / CARD_FILE} is damaged: {error.what}", fix="give a whole bundle; copy it again"
         ) from error
+
+
+def identity(card: Card) -> str:
+    """Return the digest of all that a model's numbers, or a training that starts from it, depend on."""
+    parts = {"weights", "files", "model", "vocabulary_digest", "first_id", "conventions"}
+    return digest_of(card.model_dump(mode="json", include=parts))
 
 
 def read_calibration(path: Path) -> dict[str, Any] | None:

@@ -65,7 +65,7 @@ class MedFilter:
             itc = (self.model.image_features(states)[:, None] * own).sum(-1).tolist()
         if "itm" in self.model.objectives:
             tokens, most = packed.ids.shape[1], packed.firsts.shape[1]
-            memory = self.model.memory(states, absorbed=absorbs(tokens, tokens))
+            memory = self.model.memory(states, absorbed=absorbs(tokens))
             if self._matching.match_token != "cls":
                 begun = packed.ids.scatter(1, packed.firsts, self._vocabulary.first_id("enc"))
                 packed = replace(packed, ids=begun)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capfilt.data.images import normalise
 from capfilt.models.devices import inference_type
+from capfilt.models.packed import can_lay_out, laid_out, product
 from capfilt.models.text import attend
 
 if TYPE_CHECKING:
@@ -29,18 +30,13 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
-        # The number of rows is a hint; every number of them is right.
-        self._matrix = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 512)
+        self._blocks = laid_out(linear.weight)
+        self._gelu = gelu
         self.bias = linear.bias
-        self._after = ("gelu", "none") if gelu else ("none", "")
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the map of states, shape (..., outputs)."""
-        name, algorithm = self._after
-        mapped: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self._matrix, self.bias, name, [], algorithm
-        )
-        return mapped
+        return product(states, self._blocks, self.bias, gelu=self._gelu)
 
 
 class Int8Linear(nn.Module):
@@ -126,6 +122,8 @@ def prepare(model: MED, device: torch.device, precision: str) -> MED:
             _replace(layer.cross, "query", text_precision)
             _replace(layer.cross, "out", text_precision)
         _replace_feed_forward(layer.feed_forward, "up", "down", text_precision)
+    if "lm" in model.objectives and can_lay_out(model.text.words.weight):
+        model.word_head.blocks = laid_out(model.text.words.weight)
     return model
 
 
@@ -155,15 +153,8 @@ def _replace(module: Any, name: str, precision: str, *, gelu: bool = False) -> b
         return False
     if precision == "int8":
         setattr(module, name, Int8Linear(linear))
-    elif has_packed_linear():
+    elif can_lay_out(linear.weight):
         setattr(module, name, PackedLinear(linear, gelu=gelu))
     else:
         return False
     return True
-
-
-def has_packed_linear() -> bool:
-    """Return whether this build of torch has oneDNN and its maps with a matrix laid out beforehand."""
-    return bool(torch.backends.mkldnn.is_available()) and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-    )

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints import few
 from capfilt.models.devices import widened
-from capfilt.models.text import ImageMemory, Packed, TextTransformer, TokenCache, WordHead
+from capfilt.models.text import Memory, Packed, TextTransformer, TokenCache, WordHead
 from capfilt.models.vision import ImageEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from capfilt.models.cards import Objective
     from capfilt.settings import Model
@@ -71,7 +71,7 @@ class MED(nn.Module):
         states: Tensor = self.image(pixels)
         return states.to(self.text.words.weight.dtype)
 
-    def memory(self, image_states: Tensor, *, absorbed: bool = False) -> list[ImageMemory]:
+    def memory(self, image_states: Tensor, *, absorbed: bool = False) -> list[Memory]:
         """Return what cross-attention looks at of image states, a layer each; see `absorbs`."""
         return self.text.memory(image_states, absorbed=absorbed)
 
@@ -87,7 +87,7 @@ class MED(nn.Module):
         """Return the same of packed texts, shape (rows, texts, embed)."""
         return self._projected(self.text.read_firsts(packed))
 
-    def itm_logits(self, ids: Tensor, real: Tensor, memory: list[ImageMemory]) -> Tensor:
+    def itm_logits(self, ids: Tensor, real: Tensor, memory: Sequence[Memory]) -> Tensor:
         """Return (rows, 2) logits, column 1 for a match, of texts that begin with [ENC].
 
         `memory` holds one image a row, or one for several neighbouring rows.
@@ -95,17 +95,17 @@ class MED(nn.Module):
         logits: Tensor = self.itm_head(self.text.read(ids, real, memory)[:, 0])
         return logits
 
-    def packed_itm_logits(self, packed: Packed, memory: list[ImageMemory]) -> Tensor:
+    def packed_itm_logits(self, packed: Packed, memory: Sequence[Memory]) -> Tensor:
         """Return (rows, texts, 2) logits of packed texts; `memory` holds one image a row."""
         logits: Tensor = self.itm_head(self.text.read_firsts(packed, memory))
         return logits
 
-    def lm_logits(self, ids: Tensor, memory: list[ImageMemory]) -> Tensor:
+    def lm_logits(self, ids: Tensor, memory: Sequence[Memory]) -> Tensor:
         """Return logits of each next token, (rows, tokens, vocabulary), of texts that begin with [DEC]."""
         return self._word_logits(self.text.write(ids, memory))
 
     def next_logits(
-        self, ids: Tensor, memory: list[ImageMemory], caches: list[TokenCache], start: Tensor
+        self, ids: Tensor, memory: Sequence[Memory], caches: list[TokenCache], start: Tensor
     ) -> Tensor:
         """Return logits of the token after these, (rows, vocabulary).
 
@@ -122,14 +122,16 @@ class MED(nn.Module):
         return logits
 
 
-def absorbs(tokens: int, rows: int) -> bool:
-    """Return whether looking at the image states themselves is cheaper than making keys and values of them.
+ABSORBED_TOKENS = 64
+"""Per token, products with all image states cost a sixtieth of keys and values (base, 384 px)."""
 
-    `tokens` are the text tokens that will look at an image in all, `rows` how many of them at a time.
-    Per token the products with the states of a ViT-B at 384 px cost a sixtieth of its keys and values,
-    and twice that where one token at a time leaves a processor half idle.
+
+def absorbs(tokens: int) -> bool:
+    """Return whether to look at the image states themselves or to make keys and values of them.
+
+    Both give the same; which is cheaper depends on how many text tokens look at an image in all.
     """
-    return tokens <= (64 if rows >= 4 else 32)
+    return tokens <= ABSORBED_TOKENS
 
 
 def adopt(model: MED, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:

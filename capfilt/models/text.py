@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # the name everybody reads
 
+from capfilt.models.packed import can_lay_out, laid_out, product
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from capfilt.settings import Text
 
 Direction = Literal["encoder", "decoder"]
@@ -22,19 +26,62 @@ Direction = Literal["encoder", "decoder"]
 
 @dataclass(frozen=True, slots=True)
 class ImageMemory:
-    """What one layer's cross-attention looks at: keys and values, or the image states themselves."""
+    """Keys and values of one layer's cross-attention, each (images, heads, states, head width)."""
 
-    keys: Tensor | None
-    """(images, heads, states, head width)"""
-    values: Tensor | None
-    states: Tensor | None = None
-    """(images, states, image width), where keys and values are absorbed into queries and results."""
+    keys: Tensor
+    values: Tensor
 
     def take(self, images: Tensor) -> ImageMemory:
         """Return the memory of the images at these positions, shape (rows,)."""
-        return ImageMemory(
-            *(None if part is None else part[images] for part in (self.keys, self.values, self.states))
-        )
+        return ImageMemory(self.keys[images], self.values[images])
+
+
+class StatesMemory:
+    """Image states that every layer's cross-attention looks at, keys and values being absorbed into it.
+
+    On a CPU the states are laid out once, for all tokens and layers, in the two ways they are used.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+        """(images, states, image width)"""
+        self._by_state = self._by_width = None  # type: list[Tensor] | None
+        if can_lay_out(states):
+            self._by_state = [laid_out(image) for image in states]
+            self._by_width = [laid_out(image.t().contiguous()) for image in states]
+
+    @property
+    def images(self) -> int:
+        """How many images it holds."""
+        return len(self.states if self._by_state is None else self._by_state)
+
+    def take(self, images: Tensor) -> StatesMemory:
+        """Return the memory of the images at these positions, shape (rows,)."""
+        taken = StatesMemory.__new__(StatesMemory)
+        taken.states = self.states
+        taken._by_state, taken._by_width = self._by_state, self._by_width
+        if self._by_state is None or self._by_width is None:
+            taken.states = self.states[images]
+        else:
+            numbers = images.tolist()
+            taken._by_state = [self._by_state[n] for n in numbers]
+            taken._by_width = [self._by_width[n] for n in numbers]
+        return taken
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Return products with every state, (images, queries, states), of (images, queries, width)."""
+        if self._by_state is None:
+            return queries @ self.states.transpose(1, 2)
+        return torch.stack([product(q, x) for q, x in zip(queries, self._by_state, strict=True)])
+
+    def mixed(self, shares: Tensor) -> Tensor:
+        """Return the states mixed by shares (images, queries, states): (images, queries, width)."""
+        if self._by_width is None:
+            return shares @ self.states
+        return torch.stack([product(p, x) for p, x in zip(shares, self._by_width, strict=True)])
+
+
+Memory = ImageMemory | StatesMemory
 
 
 class TokenCache:
@@ -141,7 +188,7 @@ class CrossAttention(nn.Module):
         keys, values = both.permute(2, 0, 3, 1, 4)
         return ImageMemory(keys, values)
 
-    def forward(self, states: Tensor, memory: ImageMemory) -> Tensor:
+    def forward(self, states: Tensor, memory: Memory) -> Tensor:
         """Return new states, shape (rows, tokens, width).
 
         Rows may be several to an image, side by side: their tokens then stand in one long query over
@@ -149,35 +196,33 @@ class CrossAttention(nn.Module):
         """
         rows, tokens, width = states.shape
         queries = self.query(states)
-        if memory.keys is not None and memory.values is not None:
+        if isinstance(memory, StatesMemory):
+            attended = self._absorbed(queries, memory)
+        else:
             images = len(memory.keys)
             queries = queries.view(images, rows // images * tokens, self.heads, -1).transpose(1, 2)
             dropout = self.dropout if self.training else 0.0
             attended = attend(queries, memory.keys, memory.values, None, dropout).transpose(1, 2)
-        elif memory.states is not None:
-            attended = self._absorbed(queries, memory.states)
         out = self.out(attended.reshape(rows, tokens, width))
         new: Tensor = self.norm(states + F.dropout(out, self.dropout, self.training))
         return new
 
-    def _absorbed(self, queries: Tensor, image_states: Tensor) -> Tensor:
+    def _absorbed(self, queries: Tensor, memory: StatesMemory) -> Tensor:
         """Return attention's result without keys and values: ((q Wk) x, then (p x) Wv.
 
         A query's product with the bias of the keys is the same for every state, and softmax does not see
         it; the probabilities sum to one, so that the bias of the values is added whole.
         """
-        images, _, image_width = image_states.shape
+        image_width = memory.states.shape[-1]
         head = queries.shape[-1] // self.heads
         to_keys, to_values = self.key_value.weight.view(2, self.heads, head, image_width)
         each = queries.reshape(-1, self.heads, head).transpose(0, 1) * head**-0.5
-        in_image = each @ to_keys  # (heads, images * tokens of an image, image width)
-        in_image = in_image.view(self.heads, images, -1, image_width).transpose(0, 1).flatten(1, 2)
-        scores = in_image @ image_states.transpose(1, 2)
-        mixed = scores.softmax(-1) @ image_states
-        mixed = mixed.view(images, self.heads, -1, image_width).transpose(0, 1).flatten(1, 2)
-        values = mixed @ to_values.transpose(1, 2)
+        wide = (each @ to_keys).view(self.heads, memory.images, -1, image_width)
+        shares = memory.scores(wide.transpose(0, 1).flatten(1, 2)).softmax(-1)
+        mixed = memory.mixed(shares).view(memory.images, self.heads, -1, image_width)
+        values = mixed.transpose(0, 1).flatten(1, 2) @ to_values.transpose(1, 2)
         bias = self.key_value.bias[self.heads * head :].view(self.heads, 1, head)
-        result: Tensor = (values + bias).transpose(0, 1).reshape(images, -1, self.heads * head)
+        result: Tensor = (values + bias).transpose(0, 1).reshape(queries.shape)
         return result
 
 
@@ -215,7 +260,7 @@ class Layer(nn.Module):
         states: Tensor,
         visible: Tensor | None,
         direction: Direction,
-        memory: ImageMemory | None,
+        memory: Memory | None,
         cache: TokenCache | None = None,
         places: Tensor | None = None,
         firsts: Tensor | None = None,
@@ -270,13 +315,14 @@ class TextTransformer(nn.Module):
         )
         self.apply(_initialise)
 
-    def memory(self, image_states: Tensor, *, absorbed: bool = False) -> list[ImageMemory]:
+    def memory(self, image_states: Tensor, *, absorbed: bool = False) -> list[Memory]:
         """Return, a layer each, what is looked at of image states (images, states, image width)."""
         if absorbed:
-            return [ImageMemory(None, None, image_states)] * len(self.layers)  # the same for every layer
+            one: Memory = StatesMemory(image_states)
+            return [one] * len(self.layers)
         return [layer.cross.memory(image_states) for layer in self.layers]  # type: ignore[operator, union-attr]
 
-    def read(self, ids: Tensor, real: Tensor, memory: list[ImageMemory] | None = None) -> Tensor:
+    def read(self, ids: Tensor, real: Tensor, memory: Sequence[Memory] | None = None) -> Tensor:
         """Return states, (rows, tokens, width), of texts (rows, tokens), read in both directions.
 
         `real` (rows, tokens) is true where a token is no padding. With `memory` the image is looked at;
@@ -288,7 +334,7 @@ class TextTransformer(nn.Module):
             states = layer(states, real[:, None, None, :], "encoder", memory[number] if memory else None)
         return states
 
-    def read_firsts(self, packed: Packed, memory: list[ImageMemory] | None = None) -> Tensor:
+    def read_firsts(self, packed: Packed, memory: Sequence[Memory] | None = None) -> Tensor:
         """Return the state of each text's first token, (rows, texts, width).
 
         The last layer is computed for the first tokens alone: nothing looks at the others any more.
@@ -308,7 +354,7 @@ class TextTransformer(nn.Module):
     def write(
         self,
         ids: Tensor,
-        memory: list[ImageMemory],
+        memory: Sequence[Memory],
         caches: list[TokenCache] | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
@@ -339,6 +385,8 @@ class WordHead(nn.Module):
 
     def __init__(self, text: Text, words: nn.Embedding) -> None:
         super().__init__()
+        self.blocks: Tensor | None = None
+        """The word embeddings laid out, where the model was made ready for that."""
         self.dense = nn.Linear(text.width, text.width)
         self.norm = nn.LayerNorm(text.width, eps=text.norm_epsilon)
         self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
@@ -346,7 +394,10 @@ class WordHead(nn.Module):
 
     def forward(self, states: Tensor, words: nn.Embedding) -> Tensor:
         """Return logits over the vocabulary, shape (..., vocabulary)."""
-        return F.linear(self.norm(F.gelu(self.dense(states))), words.weight, self.bias)
+        states = self.norm(F.gelu(self.dense(states)))
+        if self.blocks is not None:
+            return product(states, self.blocks, self.bias)
+        return F.linear(states, words.weight, self.bias)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -15,8 +15,10 @@ from capfilt.draws import uniforms
 from capfilt.models.losses import draw_hard_negatives, itc_loss, itm_loss, lm_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from capfilt.models.med import MED
-    from capfilt.models.text import ImageMemory
+    from capfilt.models.text import Memory
     from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings import Phase
 
@@ -90,7 +92,7 @@ def _matching(
     model: MED,
     vocabulary: Vocabulary,
     batch: Batch,
-    memory: list[ImageMemory],
+    memory: Sequence[Memory],
     similarities: Tensor,
     numbers: Tensor,
 ) -> tuple[Tensor, Tensor]:
