@@ -1,7 +1,7 @@
 """BLIP's base model (ViT-B/16, 384 px, 12 layers; BLIP, section 4.1) as captioner and filter: the default.
 
-Such a model is not trained from scratch on a few thousand pairs, so bundles are given: a captioner and
-a filter to use, or one model to fine-tune both from.
+Such a model is not trained from scratch on a few thousand pairs, so models are given, ours or those that
+were released: a captioner and a filter to use, or one model to fine-tune both from.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def stages(choices: Choices) -> list[Stage]:
     """Fine-tune what is not given, go over the web shards once, judge, export."""
     trained = models_to_train(choices)
     if trained and choices.bundles.init is None:
-        missing = " and ".join(f"--{kind} BUNDLE" for kind in trained[-1].kinds)
+        missing = " and ".join(f"--{kind} MODEL" for kind in trained[-1].kinds)
         raise CapfiltError(
             "pipeline blip_base takes trained models, and none is given",
-            fix=f"give {missing}, or --init BUNDLE to fine-tune from; or train small models from scratch "
+            fix=f"give {missing}, or --init MODEL to fine-tune from; or train small models from scratch "
             "with --pipeline small",
         )
     return [

@@ -58,12 +58,12 @@ def _check_candidates(settings: Bootstrap) -> None:
 
 
 def _check_bundles(settings: Bootstrap) -> None:
-    """Refuse a model that cannot do what it is given for, before a run is made; its card says it."""
-    from capfilt.models.cards import read_card
+    """Refuse a bundle that cannot do what it is given for; its card says it. What is none is read later."""
+    from capfilt.models.cards import CARD_FILE, read_card
 
     for role, (verb, objectives) in _ROLES.items():
         path = getattr(settings.bundles, role)
-        if path is None:
+        if path is None or not (path / CARD_FILE).exists():
             continue
         card = read_card(path)
         if not objectives.intersection(card.objectives):

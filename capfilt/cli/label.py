@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from capfilt.stages.context import Stage
 
 CaptionerNeeded = Annotated[
-    Path, typer.Option("--captioner", metavar="BUNDLE", help="Captioner to use.", show_default=False)
+    Path,
+    typer.Option(
+        "--captioner",
+        metavar="MODEL",
+        help=f"Captioner to use: {options.MODEL_KINDS}.",
+        show_default=False,
+    ),
 ]
 FilterNeeded = Annotated[
-    Path, typer.Option("--filter", metavar="BUNDLE", help="Filter to use.", show_default=False)
+    Path,
+    typer.Option(
+        "--filter", metavar="MODEL", help=f"Filter to use: {options.MODEL_KINDS}.", show_default=False
+    ),
 ]
 WebOrRunArgument = Annotated[
     str,
@@ -54,6 +63,8 @@ def recaption(
     """Write captions for every picture, and score none.
 
     Example: capfilt recaption web --captioner models/captioner --out runs/captions
+
+    Example: capfilt recaption web --captioner Salesforce/blip-image-captioning-base --out runs/captions
     """
     from capfilt.settings import Bootstrap
     from capfilt.stages.bootstrap import Request

@@ -85,25 +85,32 @@ SeedOption = Annotated[
     int | None,
     typer.Option("--seed", metavar="N", help="Every random choice is keyed by it.", rich_help_panel=_INPUTS),
 ]
+MODEL_KINDS = "a bundle, a transformers folder, a hub id (NAME/MODEL or NAME/MODEL@REVISION), or a .pth"
 InitOption = Annotated[
     Path | None,
     typer.Option(
         "--init",
-        metavar="BUNDLE",
-        help="Model to start captioner and filter from.",
+        metavar="MODEL",
+        help=f"Model to start captioner and filter from: {MODEL_KINDS}.",
         rich_help_panel=_MODELS,
     ),
 ]
 CaptionerOption = Annotated[
     Path | None,
     typer.Option(
-        "--captioner", metavar="BUNDLE", help="Captioner to use; none is trained.", rich_help_panel=_MODELS
+        "--captioner",
+        metavar="MODEL",
+        help=f"Captioner to use, none is trained: {MODEL_KINDS}.",
+        rich_help_panel=_MODELS,
     ),
 ]
 FilterOption = Annotated[
     Path | None,
     typer.Option(
-        "--filter", metavar="BUNDLE", help="Filter to use; none is trained.", rich_help_panel=_MODELS
+        "--filter",
+        metavar="MODEL",
+        help=f"Filter to use, none is trained: {MODEL_KINDS}.",
+        rich_help_panel=_MODELS,
     ),
 ]
 CandidatesOption = Annotated[

@@ -56,13 +56,19 @@ class RunDir:
         self.models = self.provenance / "models"
         """One row a model; the weights are in `model(kind)`."""
         self.calibration = self.provenance / "calibration"
+        self.given = self.provenance / "given"
+        """Where each model came from that was given to the run."""
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
     def model(self, kind: str) -> Path:
-        """Return the bundle of a model: captioner, filter or joint."""
+        """Return the bundle of a model: captioner, filter, joint, init, or a further filter."""
         return self.path / "models" / safe_name(kind)
+
+    def given_file(self, name: str) -> Path:
+        """Return the record of where the model of this name came from."""
+        return self.given / f"{safe_name(name)}.json"
 
     def training(self, name: str) -> Path:
         """Return where a training in progress keeps its checkpoints."""
@@ -118,23 +124,36 @@ def json_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def lock(run: RunDir) -> Iterator[None]:
-    """Hold the run; a second process is refused with the name of the first.
+    """Hold the run; a second process is refused with the name of the first."""
+    with hold(run.lock_file, run.path):
+        remove_temporaries(run.run_file)
+        yield
+
+
+@contextmanager
+def hold(lock_file: Path, what: Path) -> Iterator[None]:
+    """Hold what a lock file stands for; a second process is refused with the name of the first.
 
     The lock is an flock: the kernel drops it with its holder, however that dies. It belongs to the open
     file, which exec'd and spawned processes do not inherit (O_CLOEXEC) but forked ones share: start
-    workers by spawn or forkserver, or they keep the run locked after a killed parent.
+    workers by spawn or forkserver, or they keep the lock after a killed parent. The holder may remove
+    the file.
     """
-    with disk_errors(run.lock_file):
-        run.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with disk_errors(lock_file):
+        descriptor = _opened(lock_file)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(run) from None
-        with disk_errors(run.lock_file):
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _in_use(lock_file, what) from None
+            if _is_still(lock_file, descriptor):
+                break
+            os.close(descriptor)
+            with disk_errors(lock_file):
+                descriptor = _opened(lock_file)
+        with disk_errors(lock_file):
             _note_holder(descriptor)
-        remove_temporaries(run.run_file)
         try:
             yield
         finally:
@@ -144,6 +163,19 @@ def lock(run: RunDir) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _opened(lock_file: Path) -> int:
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _is_still(lock_file: Path, descriptor: int) -> bool:
+    """Return whether the file that was opened is still the one of that name: its holder may have ended."""
+    try:
+        return os.path.samestat(lock_file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def _note_holder(descriptor: int) -> None:
     """Write who holds the lock, for the message that others get."""
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv}
@@ -151,15 +183,15 @@ def _note_holder(descriptor: int) -> None:
     os.pwrite(descriptor, canonical_json(holder).encode("utf-8"), 0)
 
 
-def _in_use(run: RunDir) -> CapfiltError:
+def _in_use(lock_file: Path, what: Path) -> CapfiltError:
     fix = "wait until it has ended, stop it, or give another --out"
     try:
-        holder = json.loads(run.lock_file.read_text(encoding="utf-8"))
+        holder = json.loads(lock_file.read_text(encoding="utf-8"))
         command = shown(" ".join(holder["command"]))
         who = f"process {int(holder['pid'])} on {shown(holder['host'])}: {command}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
-    return CapfiltError(f"{run.path} is in use by {who}", fix=fix)
+    return CapfiltError(f"{what} is in use by {who}", fix=fix)
 
 
 # -- what the rows depend on

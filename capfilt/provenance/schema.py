@@ -129,14 +129,18 @@ SHARDS = Table(
 
 MODELS = Table(
     "models",
-    "one row a model that wrote or scored something in this run",
+    "one row a model that wrote or scored something in this run, or that a training started from",
     (
         Column("model", "string", "digest of the weights"),
         Column("kind", "string", "captioner, filter or joint"),
         Column("path", "string", "bundle it was read from"),
         Column("parent", "string", "digest of the model it was started from; null from scratch"),
         Column("data", "string", "digest of the pairs it was trained on; null when unknown"),
-        Column("settings", "string", "how it is built and was trained, as one canonical JSON text"),
+        Column(
+            "settings",
+            "string",
+            "how it is built, was trained and is used, and its origin, as canonical JSON",
+        ),
         Column("versions", "string", "versions of the libraries that trained it, as one canonical JSON text"),
     ),
 )

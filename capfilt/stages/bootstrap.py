@@ -11,10 +11,21 @@ from capfilt.canonical import canonical_json
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_strays
-from capfilt.models.cards import read_card
+from capfilt.models.cards import CARD_FILE, read_card
 from capfilt.provenance.catalog import rebuild_catalog
 from capfilt.provenance.rundir import RunDir, StageRecord, lock, next_start, record_run, save_stage
 from capfilt.stages.context import Context, Engine, Outcome, Progress, Stage, Tell
+from capfilt.stages.given import (
+    Given,
+    Wanted,
+    described,
+    find_given,
+    read_given,
+    take_given,
+    wanted,
+    write_given,
+)
+from capfilt.stages.lineage import record_bundle
 from capfilt.versions import versions
 
 if TYPE_CHECKING:
@@ -62,12 +73,17 @@ def bootstrap(request: Request, engine: Engine, progress: Progress) -> Finished:
     web = find_shards(request.web) if request.web is not None else []
     clean = find_shards(request.clean) if request.clean is not None else []
     _check_input(request, web, clean)
+    given = _find_given(request, engine)
     run = RunDir.create(request.out)
     with lock(run):
         remove_strays(run.path)
         devices, precision = resolve_devices(settings.compute, engine)
-        facts = _facts(settings, web, clean, devices[0].partition(":")[0], precision)
+        facts = _facts(settings, given, web, clean, devices[0].partition(":")[0], precision)
         record_run(run, facts, settings=settings.model_dump(mode="json"), command=request.command)
+        for one in given:
+            take_into_run(run, one.role, one, engine, progress)
+            if one.role == "init":
+                record_bundle(run, run.model(one.role))
         context = Context(
             run=run,
             settings=settings,
@@ -86,6 +102,15 @@ def bootstrap(request: Request, engine: Engine, progress: Progress) -> Finished:
             outcomes.append((stage.name, ended[0]))
         rebuild_catalog(run)
     return Finished(run, outcomes)
+
+
+def take_into_run(run: RunDir, name: str, given: Given, engine: Engine, progress: Progress) -> None:
+    """Have a model that is given as the run's bundle of this name, and record where it came from."""
+    is_new = not (run.model(name) / CARD_FILE).exists()
+    write_given(run.given_file(name), given)
+    take_given(given, run.model(name), engine)
+    if is_new:
+        progress.say(described(read_card(run.model(name)), given.source))
 
 
 def resolve_devices(compute: Compute, engine: Engine) -> tuple[list[str], str]:
@@ -125,8 +150,7 @@ def _find_devices(compute: Compute, _device: str, _tell: Tell) -> tuple[list[str
 
 
 def _check_input(request: Request, web: list[Shard], clean: list[Shard]) -> None:
-    trains = any(stage.name.startswith("train_") for stage in request.stages)
-    if trains and not clean:
+    if _trains(request) and not clean:
         raise CapfiltError(
             "clean pairs are needed to train on, and none are given",
             fix="add --clean CLEAN (WebDataset tars of pictures with good captions), or give trained models "
@@ -136,8 +160,30 @@ def _check_input(request: Request, web: list[Shard], clean: list[Shard]) -> None
         raise CapfiltError(f"{request.web}: every shard is empty", fix="give tars that hold pictures")
 
 
+def _find_given(request: Request, engine: Engine) -> list[Given]:
+    """Find the models that are given and needed, before a run is made for them."""
+    bundles, run = request.settings.bundles, RunDir(request.out)
+    asked: list[Wanted] = []
+    if _trains(request) and bundles.init is not None:
+        asked.append(wanted("init", bundles.init, bundles))
+    if request.settings.recaption and bundles.captioner is not None:
+        asked.append(wanted("captioner", bundles.captioner, bundles))
+    if request.settings.score and bundles.filter is not None:
+        asked.append(wanted("filter", bundles.filter, bundles))
+    return [find_given(one, read_given(run.given_file(one.role)), engine) for one in asked]
+
+
+def _trains(request: Request) -> bool:
+    return any(stage.name.startswith("train_") for stage in request.stages)
+
+
 def _facts(
-    settings: Bootstrap, web: list[Shard], clean: list[Shard], device: str, precision: str
+    settings: Bootstrap,
+    given: Sequence[Given],
+    web: list[Shard],
+    clean: list[Shard],
+    device: str,
+    precision: str,
 ) -> dict[str, Any]:
     """Return everything the run's rows depend on; what may differ from start to start is left out."""
     choices = settings.model_dump(mode="json", exclude={"judge", "export", "compute", "bundles"})
@@ -145,14 +191,13 @@ def _facts(
         for what in ("checkpoint_every", "validate_every", "log_every"):
             (choices[name] or {}).pop(what, None)
     choices["clean"].pop("cache_mb")
-    given = {name: getattr(settings.bundles, name) for name in ("init", "captioner", "filter")}
     return {
         **choices,
         "device": device,
         "precision": precision,
         "batch_size": settings.compute.batch_size,
         "threads": settings.compute.threads,
-        "bundles": {name: read_card(path).weights for name, path in given.items() if path is not None},
+        "bundles": {one.role: one.identity for one in given},
         "web": _shard_facts(web),
         "clean_shards": _shard_facts(clean),
     }

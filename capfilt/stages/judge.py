@@ -84,7 +84,7 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
         if judge.is_given and any(manifest["rows"].get("captions") for manifest in manifests(run)):
             raise CapfiltError(
                 f"{run.path} holds no scores, so no rule can be applied",
-                fix=f"score it first: capfilt score {run.path} --filter BUNDLE",
+                fix=f"score it first: capfilt score {run.path} --filter MODEL",
             )
         return Policy()
     chosen = _named(filter_digest, scored_by, run) if filter_digest else scored_by[0]
@@ -137,7 +137,8 @@ def calibration_of(run: RunDir, digest: str) -> dict[str, Any] | None:
     for file in json_files(run.models):
         row = read_json(file, mend=mend)
         if row["model"] == digest:
-            paths.append(Path(row["path"]))
+            # The run may have moved since, and its bundles with it.
+            paths += [run.model(Path(row["path"]).name), Path(row["path"])]
     for path in paths:
         if (path / CARD_FILE).exists() and read_card(path).weights == digest:
             return read_calibration(path)

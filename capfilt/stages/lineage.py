@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from capfilt.provenance.rundir import RunDir
 
-MODEL_ROW_SETTINGS = ("objectives", "model", "vocabulary", "training")
+MODEL_ROW_SETTINGS = (
+    "objectives",
+    "model",
+    "vocabulary",
+    "training",
+    "conventions",
+    "origin",
+    "resized_from_px",
+)
 """Parts of a card that `models.settings` holds."""
 
 

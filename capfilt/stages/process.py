@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from capfilt.canonical import digest_of
 from capfilt.models.cards import read_card
@@ -12,11 +12,6 @@ from capfilt.settings import SettledDecoding
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.lineage import record_bundle
 from capfilt.stages.shard import ShardJob, run_shard
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from capfilt.models.cards import Kind
 
 
 @dataclass(frozen=True)
@@ -44,8 +39,8 @@ class RecaptionAndScore:
                 run=context.run.path,
                 shard=shard,
                 fingerprint=digest_of({**facts, "shard": [shard.name, shard.size, shard.digest]}),
-                captioner=bundle_of(context, "captioner") if self.recaption else None,
-                filter=bundle_of(context, "filter") if self.score else None,
+                captioner=context.run.model("captioner") if self.recaption else None,
+                filter=context.run.model("filter") if self.score else None,
                 decoding=SettledDecoding(**(facts["decoding"] or {})),
                 matching=context.settings.filter,
                 candidates=context.settings.candidates,
@@ -98,8 +93,8 @@ class RecaptionAndScore:
 
     def _facts(self, context: Context) -> dict[str, Any]:
         settings = context.settings
-        captioner = read_card(bundle_of(context, "captioner")) if self.recaption else None
-        filter_ = read_card(bundle_of(context, "filter")) if self.score else None
+        captioner = read_card(context.run.model("captioner")) if self.recaption else None
+        filter_ = read_card(context.run.model("filter")) if self.score else None
         return {
             "captioner": captioner.weights if captioner else None,
             "filter": filter_.weights if filter_ else None,
@@ -117,10 +112,3 @@ class RecaptionAndScore:
             "batch_size": settings.compute.batch_size,
             "threads": settings.compute.threads,
         }
-
-
-def bundle_of(context: Context, kind: Kind) -> Path:
-    """Return the bundle that a stage uses: the one that was given, else the run's own."""
-    given = context.settings.bundles
-    path = {"captioner": given.captioner, "filter": given.filter}.get(kind)
-    return path if path is not None else context.run.model(kind)

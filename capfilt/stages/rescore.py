@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,13 +13,14 @@ from capfilt.canonical import digest_of
 from capfilt.data.images import decode
 from capfilt.data.sources import read_bytes
 from capfilt.errors import CapfiltError
-from capfilt.models.cards import read_card
+from capfilt.models.cards import CARD_FILE, identity, read_card
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.commit import commit_scores, committed, manifests
-from capfilt.provenance.rundir import RunDir, lock, next_start, recorded_facts
+from capfilt.provenance.rundir import RunDir, json_files, lock, next_start, recorded_facts, stage_rows
 from capfilt.records import Shard
-from capfilt.stages.bootstrap import recorded, resolve_devices
+from capfilt.stages.bootstrap import recorded, resolve_devices, take_into_run
 from capfilt.stages.context import Context, Engine, Outcome, Progress, Tell
+from capfilt.stages.given import find_given, is_recorded, read_given, wanted
 from capfilt.stages.lineage import record_bundle
 from capfilt.stages.shard import ShardCounts, load_filter
 
@@ -54,16 +56,33 @@ class Stored:
     """(pair_id, text)"""
 
 
-def score_run(run: RunDir, filter_path: Path, settings: Bootstrap, engine: Engine, progress: Progress) -> str:
-    """Score every caption of a run with another filter and return the filter's digest."""
-    digest = read_card(filter_path).weights
+def score_run(run: RunDir, source: Path, settings: Bootstrap, engine: Engine, progress: Progress) -> str:
+    """Score every caption of a run with another filter, whatever its origin, and return its digest."""
     with lock(run):
         devices, precision = resolve_devices(settings.compute, engine)
+        bundle = _further_filter(run, source, settings, engine, progress)
         context = Context(run, settings, [], [], engine, progress, devices, precision, start=next_start(run))
-        stage = ScoreAgain(filter_path)
+        stage = ScoreAgain(bundle)
         with recorded(stage, context) as ended:
             ended.append(stage.run(context))
-    return digest
+    return read_card(bundle).weights
+
+
+def _further_filter(
+    run: RunDir, source: Path, settings: Bootstrap, engine: Engine, progress: Progress
+) -> Path:
+    """Return the run's bundle of a filter that is given: one that it has, or a copy under a new name."""
+    asked = wanted("filter", source, settings.bundles)
+    taken = {file.stem: read_given(file) for file in json_files(run.given) if file.stem.startswith("filter")}
+    before = next((one for one in taken.values() if one is not None and is_recorded(asked, one)), None)
+    given = find_given(asked, before, engine)
+    for name in ("filter", *taken):
+        bundle = run.model(name)
+        if (bundle / CARD_FILE).exists() and identity(read_card(bundle)) == given.identity:
+            return bundle
+    name = f"filter-{given.identity[:12]}"
+    take_into_run(run, name, given, engine, progress)
+    return run.model(name)
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,7 @@ class ScoreAgain:
     def run(self, context: Context) -> Outcome:
         """Score what this filter has not scored yet."""
         run, facts = context.run, self.settings(context)
+        _check_reading(run, facts)
         record_bundle(run, self.filter)
         max_pixels = recorded_facts(run)["input"]["max_pixels"]
         jobs = []
@@ -133,6 +153,24 @@ class ScoreAgain:
             images += counts.images
         context.progress.end("score")
         return Outcome(detail=f"{images} images by filter {facts['filter'][:12]}", count=images)
+
+
+def _check_reading(run: RunDir, facts: dict[str, Any]) -> None:
+    """Refuse to have the run's own filter read texts in another way: its scores are there and would stay."""
+    passes = [json.loads(row["settings"]) for row in stage_rows(run)]
+    for own in passes:
+        if (
+            "candidates" not in own
+            or own["filter"] != facts["filter"]
+            or own["matching"] == facts["matching"]
+        ):
+            continue
+        differing = [name for name, value in facts["matching"].items() if own["matching"][name] != value]
+        raise CapfiltError(
+            f"filter {facts['filter'][:12]} has scored this run, and with another filter."
+            + ", filter.".join(f"{name}={own['matching'][name]}" for name in differing),
+            fix="give another --filter, or score the shards in a new run: capfilt score WEB --out RUN",
+        )
 
 
 def score_shard(job: ScoringJob, device: str, tell: Tell) -> ShardCounts:

@@ -12,7 +12,13 @@ from capfilt.models.cards import Kind, read_calibration
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.lineage import record_bundle
-from capfilt.stages.training_job import Trained, TrainingJob, train_model
+from capfilt.stages.training_job import (
+    Trained,
+    TrainingJob,
+    check_shared_vision,
+    fresh_parts,
+    train_model,
+)
 
 if TYPE_CHECKING:
     from capfilt.settings import Bootstrap, Training
@@ -54,8 +60,9 @@ class TrainModels:
             context.progress.end(_task(jobs[number]))
             record_bundle(context.run, jobs[number].out)
         details = [_summary(job, results[number]) for number, job in enumerate(jobs)]
-        for detail in details:
-            context.progress.say(detail)
+        for line in [*details, *(fresh_parts(job, results[number]) for number, job in enumerate(jobs))]:
+            if line:
+                context.progress.say(line)
         if "filter" in self.kinds:
             for line in warnings_of(read_calibration(context.run.model("filter"))):
                 context.progress.say(line)
@@ -63,10 +70,11 @@ class TrainModels:
 
     def _job(self, context: Context, kind: Kind) -> TrainingJob:
         settings = context.settings
-        joint = context.run.model("joint")
-        init = settings.bundles.init
-        if kind != "joint" and settings.pretrain is not None and init is None:
-            init = joint
+        init = None
+        if settings.bundles.init is not None:
+            init = context.run.model("init")
+        elif kind != "joint" and settings.pretrain is not None:
+            init = context.run.model("joint")
         return TrainingJob(
             kind=kind,
             out=context.run.model(kind),
@@ -98,6 +106,8 @@ def models_to_train(settings: Bootstrap) -> list[TrainModels]:
     if not kinds:
         return []
     needs_joint = settings.pretrain is not None and given.init is None
+    for kind in kinds:
+        check_shared_vision(settings.model, kind, starts_from_a_model=needs_joint or given.init is not None)
     return [*([TrainModels(("joint",))] if needs_joint else []), TrainModels(tuple(kinds))]
 
 

@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING
 
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
-from capfilt.models.cards import CARD_FILE, Card, read_calibration, read_card
+from capfilt.models.cards import CARD_FILE, Card, identity, read_calibration, read_card
+from capfilt.provenance.rundir import hold
 from capfilt.stages.bootstrap import resolve_devices
+from capfilt.stages.given import described, find_given, read_given, take_given, wanted, write_given
 from capfilt.stages.judge import warnings_of
-from capfilt.stages.training_job import TrainingJob, train_model
+from capfilt.stages.training_job import (
+    TrainingJob,
+    are_trained,
+    check_shared_vision,
+    fresh_parts,
+    train_model,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from capfilt.models.cards import Kind
+    from capfilt.records import Shard
     from capfilt.settings import Bootstrap, Training
     from capfilt.stages.context import Engine, Progress
 
@@ -25,14 +34,41 @@ def train_one(
 ) -> Card:
     """Train a captioner or a filter and return its card; a killed training goes on where it stopped.
 
-    From scratch, the pipeline's joint pre-training comes first; its model is kept beside the bundle
-    until the training is done. A bundle of the same kind is replaced, a folder of other things is refused.
+    From scratch, the pipeline's joint pre-training comes first; its model, or a copy of the one that is
+    given to start from, is kept beside the bundle until the training is done. A bundle of the same kind is
+    replaced, a folder of other things is refused, and so is a second training to the same place.
     """
     out = out.absolute()
-    _check_place(kind, out)
+    check_place(kind, out)
     shards = tuple(find_shards(clean))
-    devices, precision = resolve_devices(settings.compute, engine)
+    init = settings.bundles.init
+    begins_jointly = settings.pretrain is not None and init is None
+    check_shared_vision(settings.model, kind, starts_from_a_model=begins_jointly or init is not None)
     work = out.with_name(f".{out.name}.training")
+    with hold(work / "lock", out):
+        try:
+            _train_there(kind, shards, out, work, settings, engine, progress)
+        finally:
+            if [file.name for file in work.iterdir()] == ["lock"]:
+                shutil.rmtree(work)  # nothing was begun that could go on
+        if kind == "filter":
+            for line in warnings_of(read_calibration(out)):
+                progress.say(line)
+        shutil.rmtree(work, ignore_errors=True)  # the lock goes with what it guards
+    return read_card(out)
+
+
+def _train_there(
+    kind: Kind,
+    shards: tuple[Shard, ...],
+    out: Path,
+    work: Path,
+    settings: Bootstrap,
+    engine: Engine,
+    progress: Progress,
+) -> None:
+    """Do the trainings that a model needs, each of which may be done already."""
+    devices, precision = resolve_devices(settings.compute, engine)
 
     def job(what: Kind, to: Path, training: Training, init: Path | None) -> TrainingJob:
         return TrainingJob(
@@ -52,22 +88,36 @@ def train_one(
         )
 
     own = settings.captioner_training if kind == "captioner" else settings.filter_training
-    init = settings.bundles.init
-    jobs = []
-    if settings.pretrain is not None and init is None:
+    init = None
+    if settings.bundles.init is not None:
+        init = _start_model(settings, work, engine, progress)
+    elif settings.pretrain is not None:
         init = work / "joint"
-        jobs.append(job("joint", init, settings.pretrain, None))
-    jobs.append(job(kind, out, own, init))
-    for each in jobs:
-        _train(each, devices[0], engine, progress)
-    if kind == "filter":
-        for line in warnings_of(read_calibration(out)):
-            progress.say(line)
-    shutil.rmtree(work, ignore_errors=True)
-    return read_card(out)
+        jobs = job("joint", init, settings.pretrain, None), job(kind, out, own, init)
+        if _are_done(jobs, devices[0], engine):
+            progress.say(f"{kind}: trained before")
+            return
+        _train(jobs[0], devices[0], engine, progress)
+    _train(job(kind, out, own, init), devices[0], engine, progress)
 
 
-def _check_place(kind: Kind, out: Path) -> None:
+def _start_model(settings: Bootstrap, work: Path, engine: Engine, progress: Progress) -> Path:
+    """Return the bundle of the model that is given to start from."""
+    source = settings.bundles.init
+    assert source is not None
+    record, bundle = work / "init.json", work / "init"
+    given = find_given(wanted("init", source, settings.bundles), read_given(record), engine)
+    if (bundle / CARD_FILE).exists() and identity(read_card(bundle)) != given.identity:
+        # Left by a training that began from another model.
+        shutil.rmtree(bundle)
+        record.unlink(missing_ok=True)
+    write_given(record, given)
+    take_given(given, bundle, engine)
+    progress.say(described(read_card(bundle), given.source))
+    return bundle
+
+
+def check_place(kind: Kind, out: Path) -> None:
     """Refuse a place whose contents a bundle would replace, before the work and not after it."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -83,6 +133,14 @@ def _check_place(kind: Kind, out: Path) -> None:
     )
 
 
+def _are_done(jobs: tuple[TrainingJob, TrainingJob], device: str, engine: Engine) -> bool:
+    """Return whether the second bundle came of both trainings, so that the first need not be done for it."""
+    if not (jobs[1].out / CARD_FILE).exists():
+        return False
+    [(_, are)] = list(engine.run(are_trained, [jobs], devices=[device], threads=jobs[0].threads))
+    return are
+
+
 def _train(job: TrainingJob, device: str, engine: Engine, progress: Progress) -> None:
     task = f"train {job.kind}"
 
@@ -90,5 +148,7 @@ def _train(job: TrainingJob, device: str, engine: Engine, progress: Progress) ->
         progress.update(task, done, total)
 
     progress.begin(task, "steps")
-    for _ in engine.run(train_model, [job], devices=[device], threads=job.threads, hear=hear):
+    for _, result in engine.run(train_model, [job], devices=[device], threads=job.threads, hear=hear):
         progress.end(task)
+        if line := fresh_parts(job, result):
+            progress.say(line)

@@ -9,15 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from capfilt.canonical import digest_of
+from capfilt.canonical import canonical_json, digest_of
 from capfilt.data.clean import CleanSet, read_clean, split
 from capfilt.errors import CapfiltError
-from capfilt.files import remove_temporaries
-from capfilt.models.cards import CARD_FILE, Kind, Objective, read_card
+from capfilt.files import remove_temporaries, write_whole
+from capfilt.models.cards import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    Card,
+    Kind,
+    Objective,
+    identity,
+    read_calibration,
+    read_card,
+)
+from capfilt.settings import changed
+from capfilt.stages.calibrate import calibrate
 from capfilt.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from capfilt.models.bundle import Bundle
@@ -32,6 +43,8 @@ SERVES: dict[str, tuple[str, ...]] = {
     "joint": ("itc", "itm", "lm"),
 }
 """Which objectives' parts a model keeps."""
+HEADS = ("image_projection.", "text_projection.", "temperature", "itm_head.", "word_head.")
+"""Parts of a model that may start fresh where the model it starts from has another purpose."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class TrainingJob:
     input: Input
     seed: int
     precision: str
+    """Of scoring, which a filter is calibrated in; a training computes in fp32 on every CPU."""
     threads: int
 
 
@@ -70,28 +84,58 @@ class Trained:
     """Samples that could not be used, by reason."""
     is_new: bool
     """False when the bundle was there already."""
+    fresh: tuple[str, ...] = ()
+    """Parts that the model it started from lacks."""
+
+
+def fresh_parts(job: TrainingJob, result: Trained) -> str:
+    """Return what is told of heads that start fresh; nothing where there are none."""
+    if not result.fresh:
+        return ""
+    return f"{job.kind}: the model it starts from lacks {', '.join(result.fresh)}; they start fresh"
 
 
 def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
     """Train one model and write its bundle; a bundle of the same training is taken as it is."""
     material = _read(job, device)
     result = Trained(
-        weights=_same_training(job.out, digest_of(material.facts)) or "",
+        weights="",
         steps=0,
         pairs=len(material.train),
         held_out=len(material.held_out),
         refused=dict(material.pairs.refused),
         is_new=False,
     )
-    if result.weights:
-        return result
-    trainer = _trainer(job, material, device, tell)
+    there = _same_training(job.out, digest_of(material.facts))
+    if there is not None:
+        _calibrate_again(job, material, device)
+        return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
+    trainer, fresh = _trainer(job, material, device, tell)
     trainer.run()
-    weights = _write_bundle(job, material, trainer, device)
+    weights = _write_bundle(job, material, trainer, fresh, device)
     remove_temporaries(job.checkpoint)
     job.checkpoint.unlink(missing_ok=True)
     steps = sum(map(trainer.steps_of, job.training.phases))
-    return replace(result, weights=weights, steps=steps, is_new=True)
+    return replace(result, weights=weights, steps=steps, is_new=True, fresh=fresh)
+
+
+def are_trained(jobs: tuple[TrainingJob, TrainingJob], device: str, _tell: Tell) -> bool:
+    """Return whether the second training's bundle is there, begun from the first one's, which is gone.
+
+    Like any filter that is there already, it is measured in the precision that is asked for.
+    """
+    first, then = jobs
+    if not (then.out / CARD_FILE).exists():
+        return False
+    recorded = read_card(then.out).training
+    begun = digest_of(_read(first, device).facts)
+    # What it was begun from has the structure of a model from scratch.
+    material = _read(replace(then, init=None), device, begins=False)
+    own = digest_of({**material.facts, "init": recorded.get("init")})
+    if (recorded.get("init_training"), recorded.get("fingerprint")) != (begun, own):
+        return False
+    _calibrate_again(then, material, device)
+    return True
 
 
 @dataclass(frozen=True)
@@ -108,12 +152,17 @@ class _Material:
     """Everything that the trained weights depend on."""
 
 
-def _read(job: TrainingJob, device: str) -> _Material:
+def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
     """Read the model to start from and the pairs, and split them."""
     from capfilt.models.bundle import load_bundle
+    from capfilt.models.devices import autocast_type
 
     init = load_bundle(job.init) if job.init is not None else None
     settings = init.card.model if init is not None else job.model
+    # Which model it is built like says nothing of what is trained of it.
+    settings = changed(settings, {"shared_vision": job.model.shared_vision})
+    if begins:
+        check_shared_vision(job.model, job.kind, starts_from_a_model=init is not None)
     shards = (*job.clean_shards, *job.web_shards)
     pairs = read_clean(shards, job.input, settings.images, cache_mb=job.clean.cache_mb)
     clean_paths = {shard.path for shard in job.clean_shards}
@@ -126,17 +175,32 @@ def _read(job: TrainingJob, device: str) -> _Material:
         "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
         "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
         "data": pairs.digest,
-        "init": init.card.weights if init is not None else None,
+        "init": identity(init.card) if init is not None else None,
         "seed": job.seed,
         "device": device.partition(":")[0],
-        "precision": job.precision,
+        "precision": "bf16" if autocast_type(job.precision, device) is not None else "fp32",
         "threads": job.threads,
     }
     return _Material(init, settings, pairs, train, held_out, facts)
 
 
-def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> Trainer:
-    """Build the model, from scratch or from another one's weights, and what trains it."""
+def check_shared_vision(model: Model, kind: Kind, *, starts_from_a_model: bool) -> None:
+    """Refuse to share an image encoder that nobody has trained."""
+    if model.shared_vision and kind != "joint" and not starts_from_a_model:
+        raise CapfiltError(
+            "model.shared_vision keeps the image encoder of the model that captioner and filter start from, "
+            "and they start from none",
+            fix="give --init MODEL, or a pipeline with a joint pre-training, such as --pipeline small",
+        )
+
+
+def _trainer(
+    job: TrainingJob, material: _Material, device: str, tell: Tell
+) -> tuple[Trainer, tuple[str, ...]]:
+    """Build the model, from scratch or from another one's weights, and what trains it.
+
+    Returns the names of the parts, too, that the model it starts from lacks.
+    """
     import torch
 
     from capfilt.models.devices import autocast_type
@@ -152,8 +216,10 @@ def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> 
     else:
         vocabulary = train_vocabulary((pair.text for pair in pairs.pairs), settings.text.vocabulary)
     model = MED(settings, len(vocabulary), _objectives(job.training))
+    fresh: tuple[str, ...] = ()
     if material.init is not None:
-        adopt(model, material.init.model.state_dict())
+        lacking, _ = adopt(model, material.init.model.state_dict())
+        fresh = _fresh(lacking, material.init, model.state_dict())
     model.to(device)
 
     def batches(indices: list[int]) -> PairBatches:
@@ -166,7 +232,7 @@ def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> 
             device=torch.device(device),
         )
 
-    return Trainer(
+    trainer = Trainer(
         model=model,
         vocabulary=vocabulary,
         training=job.training,
@@ -178,10 +244,29 @@ def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> 
         checkpoint=job.checkpoint,
         fingerprint=digest_of(material.facts),
         progress=lambda steps, total, _: tell(steps, total),
+        keeps_image_encoder=settings.shared_vision and job.kind != "joint",
     )
+    return trainer, fresh
 
 
-def _write_bundle(job: TrainingJob, material: _Material, trainer: Trainer, device: str) -> str:
+def _fresh(lacking: list[str], init: Bundle, own: Iterable[str]) -> tuple[str, ...]:
+    """Return the heads that start fresh, here or since the start model was read; no other part may."""
+    from capfilt.models.checkpoints import few
+
+    odd = [name for name in lacking if not name.startswith(HEADS)]
+    if odd:
+        raise CapfiltError(
+            f"{init.path} lacks {few(odd)}, which is no head that could start fresh",
+            fix="start from a model that looks at pictures as this one does, such as a joint one",
+        )
+    drawn = init.card.origin.fresh if init.card.origin is not None else ()
+    names = [*lacking, *(name for name in drawn if name in set(own))]
+    return tuple(dict.fromkeys(name.removesuffix(".weight").removesuffix(".bias") for name in names))
+
+
+def _write_bundle(
+    job: TrainingJob, material: _Material, trainer: Trainer, fresh: tuple[str, ...], device: str
+) -> str:
     """Write the trained model, a filter with its calibration; returns the digest of its weights."""
     from capfilt.models.bundle import pack
     from capfilt.models.med import MED, adopt
@@ -196,18 +281,19 @@ def _write_bundle(job: TrainingJob, material: _Material, trainer: Trainer, devic
         model=model,
         settings=material.settings,
         vocabulary=trainer.vocabulary,
-        parent=material.facts["init"],
+        parent=material.init.card.weights if material.init is not None else None,
         data=material.facts["data"],
         training={
             **material.facts,
             "fingerprint": digest_of(material.facts),
             "pairs": len(material.train),
             "held_out": len(material.held_out),
+            "fresh": fresh,
+            "init_training": material.init.card.training.get("fingerprint") if material.init else None,
         },
         versions=versions(),
     )
-    is_filter = job.kind == "filter"
-    packed.write(_calibrate(packed.bundle, material, job, device) if is_filter else None, trainer.rows)
+    packed.write(_calibrate(job, material, packed.bundle, device), trainer.rows)
     return packed.bundle.card.weights
 
 
@@ -216,12 +302,12 @@ def _objectives(training: Training) -> list[Objective]:
     return [name for name in names if any(getattr(phase, name) for phase in training.phases)]
 
 
-def _same_training(path: Path, fingerprint: str) -> str | None:
-    """Return the digest of a bundle that came out of this very training, if it is there."""
+def _same_training(path: Path, fingerprint: str) -> Card | None:
+    """Return the card of a bundle that came out of this very training, if it is there."""
     if not (path / CARD_FILE).exists():
         return None
     card = read_card(path)
-    return card.weights if card.training.get("fingerprint") == fingerprint else None
+    return card if card.training.get("fingerprint") == fingerprint else None
 
 
 def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:
@@ -236,23 +322,20 @@ def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:
     )
 
 
-def _calibrate(bundle: Bundle, material: _Material, job: TrainingJob, device: str) -> dict[str, Any]:
-    """Measure the trained filter on held-out pairs, in the precision it will score with."""
-    import torch
+def _calibrate(job: TrainingJob, material: _Material, bundle: Bundle, device: str) -> dict[str, Any] | None:
+    """Return a filter's calibration; what is no filter has none."""
+    if job.kind != "filter":
+        return None
+    return calibrate(
+        bundle, material.pairs, material.held_out, device=device, precision=job.precision, seed=job.seed
+    )
 
-    from capfilt.evaluation.calibration import SCORES, measure
-    from capfilt.models.filter import MedFilter
-    from capfilt.models.protocols import ImageBatch
 
-    pairs, held_out = material.pairs, material.held_out
+def _calibrate_again(job: TrainingJob, material: _Material, device: str) -> None:
+    """Measure a filter that is there already, if it was measured in another precision."""
+    from capfilt.models.bundle import load_bundle
 
-    def batches() -> Iterator[ImageBatch]:
-        for start in range(0, len(held_out), 32):
-            some = held_out[start : start + 32]
-            yield ImageBatch(
-                [pairs.picture(index) for index in some], [pairs.pairs[index].image_sha256 for index in some]
-            )
-
-    model = MedFilter(bundle, torch.device(device), job.precision)
-    scores = [name for name in SCORES if name in bundle.card.objectives]
-    return measure(model, batches, [pairs.pairs[index] for index in held_out], scores=scores, seed=job.seed)
+    if job.kind != "filter" or (read_calibration(job.out) or {}).get("precision") == job.precision:
+        return
+    calibration = _calibrate(job, material, load_bundle(job.out), device)
+    write_whole(job.out / CALIBRATION_FILE, canonical_json(calibration) + "\n")

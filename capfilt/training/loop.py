@@ -52,6 +52,8 @@ class Trainer:
     """Digest of all that the weights depend on; a checkpoint of another training is not taken up."""
     progress: Callable[[int, int, int], None]
     """Told (steps done, steps in all, pairs of this step)."""
+    keeps_image_encoder: bool = False
+    """The image encoder stays as it came: no gradients, no decay, its batch norms' statistics kept."""
     rows: list[Row] = field(default_factory=list)
     _waiting: list[tuple[int, Losses, float]] = field(default_factory=list)
     _phase: int = 0
@@ -65,6 +67,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the last phase, from the newest checkpoint if there is one."""
         state = self._saved()
+        self.model.image.requires_grad_(not self.keeps_image_encoder)
         for number, phase in enumerate(self.training.phases):
             if number < self._phase:
                 continue
@@ -107,6 +110,8 @@ class Trainer:
         self, step: int, steps: int, phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer
     ) -> None:
         self.model.train()
+        if self.keeps_image_encoder:
+            self.model.image.eval()
         key = (self.seed, self.name, self._phase, step)
         torch.manual_seed(seed_of("dropout", *key))
         with_itm = phase.itm > 0 and step >= _first_with_itm(phase, steps)

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def optimizer_of(model: nn.Module, phase: Phase) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices and spares gains, biases and the temperature."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    """Return AdamW that decays matrices and spares gains, biases, the temperature and what is frozen."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": phase.weight_decay},

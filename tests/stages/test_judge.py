@@ -305,7 +305,7 @@ def test_a_weak_filter_stays_weak_from_another_folder_and_without_its_bundle(
     run = world.run(tmp_path / "run", world.REAL / "photos.tar", given).run
     monkeypatch.chdir("/")
     if change == "gone":
-        shutil.rmtree(weak)
+        shutil.rmtree(run.model("filter"))
 
     with pytest.raises(CapfiltError, match="nothing is exported"):
         export_run(run, tmp_path / "to", Export())

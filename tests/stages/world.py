@@ -189,6 +189,7 @@ def copied(run: RunDir, to: Path) -> RunDir:
 
 def calibrated(path: Path, to: Path, *, itm: float, itc: float) -> Path:
     """A copy of a filter's bundle whose calibration gives the lower ends of the intervals of AUROC."""
+    shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(path, to)
     rows = [
         {

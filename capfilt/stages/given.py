@@ -1,0 +1,273 @@
+"""Models that are given, whatever their origin, as bundles of the run, before a stage needs them.
+
+A run copies what it is given, so that it says and holds everything its rows depend on: a hub's branch moves,
+and a folder outside is anybody's to change. What was taken is not looked for again: the same words mean the
+same model, though the hub has moved on or cannot be reached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from capfilt.canonical import canonical_json, digest_of
+from capfilt.errors import CapfiltError
+from capfilt.files import flush_folder, whole_folder, write_whole
+from capfilt.models.cards import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    METRICS_FILE,
+    OWN_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    Card,
+    identity,
+    read_card,
+)
+from capfilt.provenance.rundir import read_json
+
+if TYPE_CHECKING:
+    from capfilt.models.foreign import Role
+    from capfilt.settings import Bundles
+    from capfilt.stages.context import Engine, Tell
+
+_DESCRIBES = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In this order, as they are read."""
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model that is given, and what it comes to."""
+
+    role: Role
+    source: str
+    """As it was typed."""
+    found: str
+    """Where it was found: an absolute path, or a hub id with its commit."""
+    revision: str | None
+    """Commit of the hub."""
+    content: str
+    """Digest of the files it came as."""
+    size_px: int | None
+    """Side that was asked for."""
+    vocabulary: str
+    """Where its vocabulary came from, as it was typed; empty where it holds its own."""
+    weights: str
+    """Digest of the bundle's weights."""
+    identity: str
+    """Digest of all that the bundle's numbers depend on."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model as it was asked for."""
+
+    role: Role
+    source: str
+    size_px: int | None
+    vocabulary: str
+
+
+def wanted(role: Role, source: Path, bundles: Bundles) -> Wanted:
+    """Return a model as the settings ask for it."""
+    return Wanted(role, str(source), bundles.size_px, bundles.vocabulary)
+
+
+def find_given(asked: Wanted, recorded: Given | None, engine: Engine) -> Given:
+    """Return what a model comes to; one that was taken before is the one that is recorded.
+
+    A bundle of ours says it on its card; anything else is read whole, in a worker, and refused with
+    CapfiltError if it is not what its role needs. Nothing is written.
+    """
+    if recorded is not None and is_recorded(asked, recorded):
+        return recorded
+    path = Path(asked.source).absolute()
+    if _is_taken_as_it_is(path, asked.size_px):
+        return _given(asked, read_card(path), path, str(path), None)
+    there = replace(asked, source=_absolute(asked.source), vocabulary=_absolute(asked.vocabulary))
+    [(_, given)] = list(engine.run(_look, [there], devices=["cpu"], threads=1))
+    return replace(
+        given, source=asked.source, vocabulary=asked.vocabulary if given.vocabulary else given.vocabulary
+    )
+
+
+def take_given(given: Given, bundle: Path, engine: Engine) -> None:
+    """Write a model that was found as a bundle, unless it is there."""
+    if (bundle / CARD_FILE).exists():
+        pass
+    elif _is_taken_as_it_is(Path(given.found), given.size_px):
+        copy_bundle(Path(given.found), bundle)
+    else:
+        there = replace(given, vocabulary=_absolute(given.vocabulary))
+        list(engine.run(_take, [(there, bundle.absolute())], devices=["cpu"], threads=1))
+    if identity(read_card(bundle)) != given.identity:
+        raise CapfiltError(
+            f"{given.source} changed while it was read",
+            fix=f"remove {bundle} and give the same command again",
+        )
+
+
+def read_given(file: Path) -> Given | None:
+    """Return a record of a model that was taken; None where there is none."""
+    if not file.exists():
+        return None
+    return Given(**read_json(file, mend="remove the file: the model is then looked for anew"))
+
+
+def write_given(file: Path, given: Given) -> None:
+    """Record a model that is about to be taken; what is recorded stays."""
+    if not file.exists():
+        write_whole(file, canonical_json(asdict(given)))
+
+
+def copy_bundle(bundle: Path, to: Path) -> None:
+    """Copy a bundle of ours, all or nothing: its files and no others."""
+    with whole_folder(to) as folder:
+        for name in _files_of(bundle):
+            (folder / name).parent.mkdir(exist_ok=True)
+            try:
+                shutil.copyfile(bundle / name, folder / name)
+            except FileNotFoundError as error:
+                raise CapfiltError(
+                    f"{bundle / name} is missing, and the bundle's card names it",
+                    fix="copy the bundle again, whole",
+                ) from error
+        for part in folder.glob("*/"):
+            flush_folder(part)
+
+
+def described(card: Card, source: str) -> str:
+    """Return what was made of a model that is given, in words."""
+    origin = card.origin
+    if origin is None:
+        return f"{source}: a {card.kind} of capfilt"
+    kind = "a .pth" if origin.kind == "pth" else "a transformers checkpoint"
+    words = f"{source}: {card.kind} out of {kind}"
+    words += f", commit {origin.revision[:12]}" if origin.revision else ""
+    if card.resized_from_px is not None:
+        words += f", position embeddings interpolated from {card.resized_from_px} px"
+    if origin.left_out:
+        words += f"; not read: {', '.join(origin.left_out)}"
+    return words
+
+
+def is_recorded(asked: Wanted, recorded: Given) -> bool:
+    """Return whether a model that is asked for is the one that was taken, as far as can be seen quickly."""
+    if (asked.role, asked.size_px) != (recorded.role, recorded.size_px):
+        return False
+    if recorded.vocabulary not in ("", asked.vocabulary):
+        return False
+    path = Path(asked.source)
+    if path.exists():
+        return content_digest(path) == recorded.content
+    name, _, revision = asked.source.partition("@")
+    is_pinned = bool(revision) and recorded.found == f"{name}@{recorded.revision}"
+    return asked.source == recorded.source or (is_pinned and revision == recorded.revision)
+
+
+def content_digest(path: Path) -> str:
+    """Return the digest of a checkpoint's files: of those that would be read, by name."""
+    if path.is_file():
+        return _sha256(path)
+    if (path / CARD_FILE).exists():
+        return _sha256(path / CARD_FILE)
+    names = [name for name in _DESCRIBES if (path / name).is_file()]
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            names.append(name)
+            break
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            places = read_json(index, mend="copy the folder again, whole").get("weight_map", {})
+            names += [index.name, *sorted(set(places.values()))]
+            break
+    return digest_of({name: _sha256(path / name) for name in names if (path / name).is_file()})
+
+
+def _look(asked: Wanted, _device: str, _tell: Tell) -> Given:
+    """Read a model whole and say what it comes to; done by a worker."""
+    from capfilt.models.foreign import import_checkpoint
+    from capfilt.models.hub import find_checkpoint
+
+    found = find_checkpoint(asked.source)
+    where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
+    card = import_checkpoint(
+        where, found.path, role=asked.role, vocabulary=asked.vocabulary, size_px=asked.size_px
+    ).bundle.card
+    return _given(asked, card, found.path, where, found.revision)
+
+
+def _take(job: tuple[Given, Path], _device: str, _tell: Tell) -> None:
+    """Write a model that was found as a bundle; done by a worker."""
+    from capfilt.models.foreign import import_checkpoint
+    from capfilt.models.hub import find_checkpoint
+
+    given, to = job
+    found = find_checkpoint(given.found)
+    if _is_taken_as_it_is(found.path, given.size_px):
+        copy_bundle(found.path, to)
+        return
+    packed = import_checkpoint(
+        given.found,
+        to,
+        role=given.role,
+        vocabulary=given.vocabulary,
+        size_px=given.size_px,
+    )
+    packed.write()
+
+
+def _given(asked: Wanted, card: Card, path: Path, where: str, revision: str | None) -> Given:
+    holds_vocabulary = path.is_dir() and any((path / name).is_file() for name in _TOKENIZERS)
+    is_own = (path / CARD_FILE).exists()
+    return Given(
+        role=asked.role,
+        source=asked.source,
+        found=where,
+        revision=revision,
+        content=content_digest(path),
+        size_px=asked.size_px,
+        vocabulary="" if is_own or holds_vocabulary else asked.vocabulary,
+        weights=card.weights,
+        identity=identity(card),
+    )
+
+
+def _is_taken_as_it_is(path: Path, size_px: int | None) -> bool:
+    """Return whether this is a bundle of ours, to be used for pictures of its own side."""
+    if not (path / CARD_FILE).exists():
+        return False
+    return size_px in (None, read_card(path).model.images.size_px)
+
+
+def _absolute(given: str) -> str:
+    """Return a path that exists as an absolute one: a worker may have been started elsewhere."""
+    return str(Path(given).absolute()) if given and Path(given).exists() else given
+
+
+def _files_of(bundle: Path) -> list[str]:
+    card = read_card(bundle)
+    names = [CARD_FILE, *card.files]
+    names += [name for name in (CALIBRATION_FILE, METRICS_FILE) if (bundle / name).exists()]
+    halves = [Path(name).parent.name for name in card.files if name.endswith(f"/{CARD_FILE}")]
+    for half in halves:
+        names += [f"{half}/{name}" for name in _files_of(bundle / half) if name != CARD_FILE]
+    if card.kind != "joint":
+        names += [name for name in (WEIGHTS_FILE, OWN_WEIGHTS_FILE) if (bundle / name).exists()]
+    return list(dict.fromkeys(names))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
