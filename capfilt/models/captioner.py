@@ -38,9 +38,12 @@ class Tokens:
 class MedCaptioner:
     """Writes captions with a bundle whose model has the LM function."""
 
-    def __init__(self, bundle: Bundle, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self, bundle: Bundle, device: torch.device, precision: str = "fp32", *, compiled: bool = False
+    ) -> None:
         self.digest = bundle.card.weights
-        self.model = prepare(bundle.model, device, precision)
+        self.model = prepare(bundle.model, device, precision, compiled=compiled)
+        self._compiled = compiled
         self.tokens = Tokens()
         self._card = bundle.card
         self._precision = precision
@@ -57,7 +60,7 @@ class MedCaptioner:
         end = self._vocabulary.sep
         each = {"nucleus": candidates, "beam": decoding.beams, "greedy": 1}[decoding.method]
         room = len(prompt) + decoding.max_tokens
-        memory = self.model.memory(states, absorbed=absorbs(each * room))
+        memory = self.model.memory(states, absorbed=absorbs(each * room) and not self._compiled)
         writing = Writing(self.model, memory, room)
         if decoding.method == "beam":
             ids = search.beam(writing.next_logits, writing.reorder, start, decoding, end)
@@ -65,9 +68,9 @@ class MedCaptioner:
             numbers = None
             if decoding.method == "nucleus":
                 numbers = _numbers(batch, decoding, seed, candidates).to(states.device)
-            ids = search.write(
-                writing.next_logits, start, decoding, end, numbers, each=each, keep=writing.keep
-            )
+            # A graph is compiled for one number of rows: then captions that ended stay to the end.
+            keep = None if self._compiled else writing.keep
+            ids = search.write(writing.next_logits, start, decoding, end, numbers, each=each, keep=keep)
         rows = ids.tolist()
         self.tokens.computed += writing.computed
         self.tokens.needed += sum(row.index(end) + 1 if end in row else len(row) for row in rows)

@@ -38,9 +38,11 @@ class MedFilter:
         device: torch.device,
         precision: str = "fp32",
         matching: Matching = AS_MADE,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.digest = bundle.card.weights
-        self.model = prepare(bundle.model, device, precision)
+        self.model = prepare(bundle.model, device, precision, compiled=compiled)
         self._card = bundle.card
         self._precision = precision
         self._matching = bundle.card.conventions.matching(matching)

@@ -97,11 +97,21 @@ def image_states(batch: ImageBatch, model: MED, card: Card, precision: str) -> T
     return batch.states((card.image_encoder or card.weights, precision, str(device)), encode)
 
 
-def prepare(model: MED, device: torch.device, precision: str) -> MED:
-    """Make a model ready, in place: `precision` is fp32, bf16 or int8 (bf16 with an int8 image encoder)."""
+def prepare(model: MED, device: torch.device, precision: str, *, compiled: bool = False) -> MED:
+    """Make a model ready, in place: `precision` is fp32, bf16 or int8 (bf16 with an int8 image encoder).
+
+    `compiled` leaves the layout of matrices to torch.compile, which takes minutes at the first batch.
+    """
     model = model.to(device=device, dtype=inference_type(precision)).eval().requires_grad_(False)
-    if device.type != "cpu":
-        return model
+    if compiled:
+        for name in ("encode_image", "next_logits"):
+            setattr(model, name, torch.compile(getattr(model, name), fullgraph=True))
+    elif device.type == "cpu":
+        _lay_out(model, precision)
+    return model
+
+
+def _lay_out(model: MED, precision: str) -> None:
     if precision == "int8":
         model.image.float()
     vit: Any = model.image.vit
@@ -124,7 +134,6 @@ def prepare(model: MED, device: torch.device, precision: str) -> MED:
         _replace_feed_forward(layer.feed_forward, "up", "down", text_precision)
     if "lm" in model.objectives and can_lay_out(model.text.words.weight):
         model.word_head.blocks = laid_out(model.text.words.weight)
-    return model
 
 
 def _is_plain(attention: nn.Module) -> bool:
