@@ -81,6 +81,8 @@ def bootstrap(request: Request, engine: Engine, progress: Progress) -> Finished:
         facts = _facts(settings, given, web, clean, devices[0].partition(":")[0], precision)
         record_run(run, facts, settings=settings.model_dump(mode="json"), command=request.command)
         for one in given:
+            write_given(run.given_file(one.role), one)
+        for one in given:
             take_into_run(run, one.role, one, engine, progress)
             if one.role == "init":
                 record_bundle(run, run.model(one.role))

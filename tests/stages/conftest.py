@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# What these tests share, and the drawn world of the examples.
+# What these tests share, the drawn world of the examples, and models as transformers saves them.
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 import world
 

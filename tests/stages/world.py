@@ -122,7 +122,7 @@ def bundle(
     return path
 
 
-def settings(bundles: dict[str, Path], **changes: Any) -> Bootstrap:
+def settings(bundles: dict[str, Path], /, **changes: Any) -> Bootstrap:
     base = Bootstrap(decoding=DECODING)
     given = {"bundles": {"captioner": bundles["captioner"], "filter": bundles["filter"]}}
     layers = [
@@ -137,6 +137,7 @@ def run(
     out: Path,
     web: Path,
     bundles: dict[str, Path],
+    /,
     *,
     stages: Sequence[Stage] | None = None,
     engine: Any = None,
