@@ -19,7 +19,7 @@ from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import write_whole
 from capfilt.training.objectives import Batch, Losses, step_losses
-from capfilt.training.optim import learning_rate, optimizer_of
+from capfilt.training.optim import learning_rate, optimizer_of, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,11 +117,7 @@ class Trainer:
         with_itm = phase.itm > 0 and step >= _first_with_itm(phase, steps)
         with self._precision():
             losses = step_losses(self.model, self.vocabulary, batch, phase, with_itm=with_itm, key=key)
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), phase.clip_norm)
-        losses.parts["gradient_norm"] = norm.detach()
-        optimizer.step()
+        losses.parts["gradient_norm"] = update(self.model, optimizer, losses.total, phase.clip_norm)
         self.model.clamp_temperature()
         self._waiting.append((step + 1, losses, optimizer.param_groups[0]["lr"]))
         if losses.negatives is not None:

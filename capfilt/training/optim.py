@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from capfilt.settings import Phase
@@ -25,6 +25,21 @@ def optimizer_of(model: nn.Module, phase: Phase) -> torch.optim.AdamW:
         lr=phase.learning_rate,
         fused=True,
     )
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
+    """Take one step down the loss and return the gradient's norm before it was clipped.
+
+    Where the norm is no number, weights and moments stay as they are. The device decides that by itself,
+    and whoever reads the norms later stops the training; nothing here waits for the device.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm).detach()
+    # Fused optimizers leave everything alone where this is 1, for GradScaler and for us.
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return norm
 
 
 def learning_rate(phase: Phase, step: int, steps: int) -> float:

@@ -27,6 +27,7 @@ from capfilt.models.med import MED
 from capfilt.models.text import Packed
 from capfilt.settings import Phase, SettledDecoding
 from capfilt.training.objectives import Batch, step_losses
+from capfilt.training.optim import optimizer_of, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +151,7 @@ def test_a_training_step_runs_on_the_gpu_without_waiting_for_it(
 
 
 @pytest.mark.parametrize("objectives", [["itc", "itm", "lm"], ["itc", "itm"], ["lm"]], ids="+".join)
-def test_a_gradient_reaches_every_weight_without_asking_for_a_number(
+def test_a_whole_training_step_reaches_every_weight_without_asking_for_a_number(
     vocabulary: Vocabulary, objectives: list[Objective]
 ) -> None:
     # Going backwards asks a driver for its device, so here the tensors without numbers are the CPU's.
@@ -161,8 +162,15 @@ def test_a_gradient_reaches_every_weight_without_asking_for_a_number(
         losses = step_losses(
             model, vocabulary, pairs_on(device), phase, with_itm="itm" in objectives, key=("test", 0)
         )
-        losses.total.backward()
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+        optimizer = optimizer_of(model, phase)
+        for _ in range(2):
+            norm = update(model, optimizer, losses.total, phase.clip_norm)
+            model.clamp_temperature()
+            assert norm.shape == ()
+            assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+            losses = step_losses(
+                model, vocabulary, pairs_on(device), phase, with_itm="itm" in objectives, key=("test", 1)
+            )
 
 
 def test_planted_mistakes_are_found() -> None:

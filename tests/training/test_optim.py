@@ -12,7 +12,7 @@ from trainings import ALL, TINY
 
 from capfilt.models.med import MED
 from capfilt.settings import Phase
-from capfilt.training.optim import learning_rate, optimizer_of
+from capfilt.training.optim import learning_rate, optimizer_of, update
 
 phases = st.builds(
     Phase,
@@ -76,3 +76,26 @@ def test_weight_decay_spares_gains_biases_and_the_temperature() -> None:
     assert len(spared) > 10
     for name, weights in model.named_parameters():
         torch.testing.assert_close(weights.detach(), before[name] * (1.0 if name in spared else 0.8))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_moves_neither_weights_nor_moments(bad: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    optimizer = optimizer_of(model, Phase(lm=1.0, learning_rate=0.1))
+    inputs = torch.randn(5, 3)
+
+    def step(factor: float) -> float:
+        return float(update(model, optimizer, model(inputs).square().sum() * factor, clip_norm=1.0))
+
+    def state() -> list[torch.Tensor]:
+        moments = [value.clone() for held in optimizer.state.values() for value in held.values()]
+        return [*(parameter.detach().clone() for parameter in model.parameters()), *moments]
+
+    assert math.isfinite(step(1.0))
+    before = state()
+    assert not math.isfinite(step(bad))
+    for old, new in zip(before, state(), strict=True):
+        assert torch.equal(old, new)
+    assert math.isfinite(step(1.0))
+    assert not torch.equal(before[0], state()[0])
