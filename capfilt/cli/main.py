@@ -18,6 +18,7 @@ from capfilt.cli.export import export
 from capfilt.cli.inspect import inspect
 from capfilt.cli.judge import judge
 from capfilt.cli.label import recaption, score
+from capfilt.cli.models import models
 from capfilt.cli.output import TYPED, print_error, typed_command
 from capfilt.cli.pipelines import pipelines
 from capfilt.cli.settings import settings
@@ -95,6 +96,7 @@ for command in (
     settings,
 ):
     app.command()(command)
+app.add_typer(models, name="models")
 
 
 def main() -> None:

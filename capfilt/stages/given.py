@@ -93,6 +93,8 @@ def find_given(asked: Wanted, recorded: Given | None, engine: Engine) -> Given:
     if recorded is not None and is_recorded(asked, recorded):
         return recorded
     path = Path(asked.source).absolute()
+    if (path / CARD_FILE).exists():
+        _check_heads(read_card(path), asked)
     if _is_taken_as_it_is(path, asked.size_px):
         return _given(asked, read_card(path), path, str(path), None)
     there = replace(asked, source=_absolute(asked.source), vocabulary=_absolute(asked.vocabulary))
@@ -100,6 +102,16 @@ def find_given(asked: Wanted, recorded: Given | None, engine: Engine) -> Given:
     return replace(
         given, source=asked.source, vocabulary=asked.vocabulary if given.vocabulary else given.vocabulary
     )
+
+
+def _check_heads(card: Card, asked: Wanted) -> None:
+    """Refuse to use a model some of whose heads nothing has trained yet."""
+    fresh = card.origin.fresh if card.origin is not None else ()
+    if fresh and asked.role != "init":
+        raise CapfiltError(
+            f"{asked.source} was made to start a training from: nothing has trained its {', '.join(fresh)}",
+            fix=f"give it as --init, or a {asked.role} with all its heads",
+        )
 
 
 def take_given(given: Given, bundle: Path, engine: Engine) -> None:

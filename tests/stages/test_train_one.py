@@ -7,7 +7,7 @@ import scenes
 import world
 
 from capfilt.errors import CapfiltError
-from capfilt.models.cards import read_card
+from capfilt.models.cards import read_calibration, read_card
 from capfilt.reports.progress import QuietProgress
 from capfilt.settings import Bootstrap, Phase, Training, changed
 from capfilt.stages.train_one import train_one
@@ -126,6 +126,64 @@ def test_a_killed_training_goes_on_where_it_stopped(clean: str, tmp_path: Path, 
 
     assert resumed.weights == _trained("captioner", clean, tmp_path / "b", **changes).weights
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_training_that_is_done_is_not_done_again_nor_the_joint_one_before_it(
+    clean: str, tmp_path: Path
+) -> None:
+    changes = {"pretrain": JOINT.model_dump()}
+    first = _trained("filter", clean, tmp_path / "filter", **changes)
+    files, engine, progress = world.digests(tmp_path), world.InProcess(), Remembering()
+
+    again = _trained("filter", clean, tmp_path / "filter", engine=engine, progress=progress, **changes)
+
+    assert again == first
+    assert world.digests(tmp_path) == files
+    assert [job for job in engine.handed_out if hasattr(job, "kind")] == []
+    assert "filter: trained before" in progress.said
+    for other in ({"seed": 1}, {"pretrain": LONGER.model_dump()}, {"filter_training": LONGER.model_dump()}):
+        assert _trained("filter", clean, tmp_path / "filter", **{**changes, **other}).weights != first.weights
+        first = read_card(tmp_path / "filter")
+
+
+LONGER = Training(phases=(Phase(itc=1.0, itm=1.0, lm=1.0, steps=5, batch_size=8, learning_rate=1e-3),))
+
+
+def test_two_trainings_to_one_place_do_not_mix(clean: str, tmp_path: Path) -> None:
+    class Second(world.InProcess):
+        """Starts the same training again in the middle of it."""
+
+        def run(self, *given: Any, **more: Any) -> Iterator[tuple[int, Any]]:
+            with pytest.raises(CapfiltError, match="captioner is in use by process"):
+                _trained("captioner", clean, tmp_path / "captioner")
+            refused.append(True)
+            return super().run(*given, **more)
+
+    refused: list[bool] = []
+    alone = _trained("captioner", clean, tmp_path / "alone")
+    assert _trained("captioner", clean, tmp_path / "captioner", engine=Second()).weights == alone.weights
+    assert refused == [True, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "captioner"]
+
+
+def test_a_training_on_a_cpu_is_the_same_in_every_precision_and_a_calibration_is_not(
+    clean: str, tmp_path: Path
+) -> None:
+    first = _trained("filter", clean, tmp_path / "filter")
+    calibration = read_calibration(tmp_path / "filter")
+    engine = world.InProcess()
+
+    again = _trained(
+        "filter", clean, tmp_path / "filter", engine=engine, compute={"device": "cpu", "precision": "bf16"}
+    )
+
+    assert again == first
+    measured = read_calibration(tmp_path / "filter")
+    assert calibration is not None
+    assert measured is not None
+    assert (calibration["precision"], measured["precision"]) == ("fp32", "bf16")
+    assert calibration["values"]["itm"]["right"] != measured["values"]["itm"]["right"]
+    assert calibration["values"]["itm"]["right"] == pytest.approx(measured["values"]["itm"]["right"], abs=0.1)
 
 
 def test_a_weak_filter_is_told_at_the_end_of_its_training(clean: str, tmp_path: Path) -> None:

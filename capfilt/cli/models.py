@@ -1,0 +1,191 @@
+"""`capfilt models`: what a checkpoint is, and any checkpoint as a bundle."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from capfilt.cli import options
+from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.errors import CapfiltError, RunFailedError
+from capfilt.reports.text import visible
+
+if TYPE_CHECKING:
+    from capfilt.stages.checkpoint import Checkpoint
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help=f"{options.MODEL_KINDS}.".capitalize(), show_default=False),
+]
+VocabularyOption = Annotated[
+    str,
+    typer.Option(
+        "--vocabulary",
+        metavar="PATH|ID",
+        help="Vocabulary of a .pth, which holds none: a folder or a hub id.",
+    ),
+]
+HeadsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--heads",
+        metavar="V,T",
+        help="Attention heads of a .pth, image encoder and text, where widths are no multiples of 64.",
+    ),
+]
+BERT = "bert-base-uncased"
+
+models = typer.Typer(
+    no_args_is_help=True,
+    help="Say what a checkpoint is, or write it as a bundle.\n\n"
+    "Example: capfilt models check models/captioner",
+)
+
+
+@models.command()
+def check(
+    model: ModelArgument,
+    vocabulary: VocabularyOption = BERT,
+    heads: HeadsOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Say what a checkpoint is and, where transformers can load it, whether both compute the same.
+
+    Ends with 1 where they do not.
+
+    Example: capfilt models check models/captioner
+    """
+    from capfilt.engines.local import LocalEngine
+    from capfilt.stages.checkpoint import check_checkpoint
+
+    job = _checkpoint(model, vocabulary, heads)
+    [(_, found)] = list(LocalEngine().run(check_checkpoint, [job], devices=["cpu"], threads=1))
+    following = _following(model, found["kind"], found["format"])
+    if json:
+        print_json({"model": model, **found, "next_command": following})
+    else:
+        for line in _lines(model, found):
+            print(visible(line))
+        print_next(following)
+    failed = [kind for kind, measured in found["parity"].items() if not measured["holds"]]
+    if failed:
+        raise RunFailedError(
+            f"{model}: transformers computes something else of its {' and '.join(failed)}",
+            fix="compare the versions of transformers and torch, and report it with the lines above",
+        )
+
+
+@models.command()
+def convert(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="BUNDLE", help="Folder of the bundle.", show_default=False)
+    ],
+    role: Annotated[
+        Literal["captioner", "filter", "init"],
+        typer.Option("--role", help="Part that is wanted; init is all there is."),
+    ] = "init",
+    size_px: Annotated[
+        int | None,
+        typer.Option(
+            "--size-px",
+            metavar="N",
+            min=8,
+            max=4096,
+            help="Side of the pictures, in pixels: position embeddings are interpolated to it.",
+        ),
+    ] = None,
+    vocabulary: VocabularyOption = BERT,
+    heads: HeadsOption = None,
+    json: options.JsonOption = False,
+) -> None:
+    """Write a checkpoint as a bundle, which transformers can load too where the image encoder is BLIP's own.
+
+    Example: capfilt models convert model_base.pth --out models/base --role captioner
+    """
+    from capfilt.engines.local import LocalEngine
+    from capfilt.stages.checkpoint import check_new, convert_checkpoint
+    from capfilt.stages.given import described
+
+    check_new(out)
+    job = _checkpoint(model, vocabulary, heads, role=role, size_px=size_px), out.absolute()
+    [(_, card)] = list(LocalEngine().run(convert_checkpoint, [job], devices=["cpu"], threads=1))
+    following = _following(str(out), card.kind, "bundle")
+    fresh = card.origin.fresh if card.origin is not None else ()
+    if json:
+        print_json(
+            {
+                "bundle": str(out),
+                "kind": card.kind,
+                "weights": card.weights,
+                "fresh": list(fresh),
+                "next_command": following,
+            }
+        )
+        return
+    print(visible(described(card, model)))
+    if fresh:
+        print(f"drawn anew, to start a training from: {', '.join(fresh)}")
+    print(f"{card.kind} {card.weights[:12]} in {out}")
+    print_next(following)
+
+
+def _checkpoint(model: str, vocabulary: str, heads: str | None, **more: Any) -> Checkpoint:
+    from capfilt.stages.checkpoint import Checkpoint
+
+    found = re.fullmatch(r"([1-9]\d*),([1-9]\d*)", heads) if heads is not None else None
+    if heads is not None and found is None:
+        raise CapfiltError(f"--heads {heads} is not two numbers", fix="write --heads 12,12")
+    source, words = (str(Path(one).absolute()) if Path(one).exists() else one for one in (model, vocabulary))
+    return Checkpoint(source, words, heads=(int(found[1]), int(found[2])) if found else None, **more)
+
+
+def _following(model: str, kind: str, form: str) -> str:
+    if form == "pth":
+        return next_step("models", "convert", model, "--out", "BUNDLE")
+    if kind == "captioner":
+        return next_step("recaption", "WEB", "--captioner", model, "--out", "RUN")
+    if kind == "filter":
+        return next_step("score", "WEB", "--filter", model, "--out", "RUN")
+    return next_step("bootstrap", "WEB", "--clean", "CLEAN", "--init", model, "--out", "RUN")
+
+
+def _lines(model: str, found: dict[str, Any]) -> list[str]:
+    structure, conventions, origin = found["structure"], found["conventions"], found["origin"]
+    forms = {"bundle": "bundle of capfilt", "transformers": "transformers folder", "pth": ".pth"}
+    widths = f"image width {structure['image_width']}, {structure['image_layers']} layers"
+    if structure["image_width"] is None:
+        widths = f"image encoder {structure['image_encoder']}"
+    lines = [
+        f"{model}: {found['kind']} ({', '.join(found['objectives'])}), a {forms[found['format']]}",
+        f"structure: {structure['name']}, {structure['size_px']} px, {widths}, text width "
+        f"{structure['text_width']}, {structure['text_layers']} layers, {structure['text_heads']} heads",
+        f"weights: {found['weights']}",
+        f"image encoder: {found['image_encoder']}",
+        f"vocabulary: {found['vocabulary']['entries']} entries, {found['vocabulary']['digest'][:12]}",
+        "conventions: " + ", ".join(f"{name} {value!r}" for name, value in conventions.items()),
+    ]
+    if origin is not None:
+        commit = f", commit {origin['revision']}" if origin["revision"] else ""
+        lines.append(f"origin: {origin['kind']}, {origin['source']}{commit}, {origin['sha256'][:12]}")
+        lines += [f"not read: {name}: {what}" for name, what in origin["left_out"].items()]
+        lines += [f"lacking, drawn anew for a training: {name}" for name in origin["fresh"]]
+    lines += [f"transformers: {kind} by {name}" for kind, name in found["transformers"].items()]
+    if found["not_in_transformers"]:
+        lines.append(f"transformers cannot load it: {found['not_in_transformers']}")
+    for kind, measured in found["parity"].items():
+        apart = ", ".join(f"{name} {value:.1e}" for name, value in measured["differences"].items())
+        lines.append(f"parity of the {kind}: largest differences {apart} (within {measured['within']:.0e})")
+        if measured["captions"] is not None:
+            ours, theirs = measured["captions"]
+            same = "the same" if ours == theirs else f"another one there: {theirs!r}"
+            lines.append(f"greedy caption of the built-in picture: {ours!r}, {same}")
+        if measured["pixels"] is not None:
+            lines.append(f"image processing: at most {measured['pixels']:.1f} of 255 levels apart")
+        if not measured["tokens_are_equal"]:
+            lines.append("texts: other token ids there, or no tokenizer in the folder")
+        lines += [f"not loaded there: {name}" for name in measured["not_loaded"]]
+    return lines
