@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from capfilt.provenance.differences import differences
 from capfilt.provenance.rundir import (
     RunDir,
     StageRecord,
+    hold,
     lock,
     next_start,
     record_run,
@@ -126,6 +128,25 @@ def test_a_spawned_child_does_not_inherit_the_lock(run: RunDir) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_lock_whose_file_goes_with_its_last_holder_is_not_held_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, flock = tmp_path / "work" / "lock", fcntl.flock
+
+    def after_the_holder_has_gone(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        file.unlink()  # what was opened a moment ago is no longer the file of that name
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_holder_has_gone)
+    with hold(file, tmp_path):
+        assert file.exists()
+        with pytest.raises(CapfiltError, match=f"in use by process {os.getpid()}"), hold(file, tmp_path):
+            pass
+    with hold(file, tmp_path):
+        pass
 
 
 def test_the_lock_is_free_after_an_error_inside(run: RunDir) -> None:
