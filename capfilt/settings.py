@@ -149,9 +149,13 @@ class SettledDecoding(Decoding):
     """Decoding with nothing left open: what models are given. The defaults are ours (BLIP, section 3.3)."""
 
     length_counts: Literal["generated", "whole"] = "generated"
+    """What beam search takes for a caption's length."""
     min_tokens: int = Field(5, ge=0)
+    """Shortest caption, in tokens, neither prompt nor end counted."""
     max_tokens: int = Field(20, ge=1)
+    """Longest caption, in tokens, neither prompt nor end counted."""
     prompt: str = ""
+    """Words that every caption begins with, not part of its text."""
 
 
 class Matching(Settings):
@@ -233,7 +237,7 @@ class Input(Settings):
 
 
 class Compute(Settings):
-    """Where and how fast; a run's bytes hold for one choice of all but `workers`."""
+    """Where and how fast; a run's bytes hold for one choice of all but `workers` and `decoders`."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto takes the GPUs there are, else the CPU."""
@@ -244,8 +248,17 @@ class Compute(Settings):
     """Processes that take shards; when not given, one a GPU or one a core."""
     threads: int = Field(1, ge=1)
     """CPU threads of each process that runs a model."""
-    batch_size: int = Field(32, ge=1)
-    """Images in a batch of recaptioning and scoring."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images in a batch of recaptioning and scoring; when not given, 32 on a CPU and 128 on a GPU."""
+    decoders: int | None = Field(None, ge=0)
+    """Threads of each process that decode pictures ahead of the models; when not given, none on a CPU, which
+    has nothing to spare, and its share of the cores for each GPU."""
+    compile: bool = False
+    """Whether torch.compile makes the models' code: minutes at the start, for long runs."""
+
+    def images_at_once(self, device: str) -> int:
+        """Return how many images are in a batch on this device."""
+        return self.batch_size or (128 if device.startswith("cuda") else 32)
 
 
 class Judge(Settings):

@@ -91,7 +91,11 @@ def _work(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
+    from capfilt.models.devices import keep_freed_memory
+
     torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
     while (job := connection.recv()) is not None:
         number, item = job
 

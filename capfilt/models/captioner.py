@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from capfilt.models.bundle import Bundle
     from capfilt.models.med import MED
     from capfilt.models.protocols import ImageBatch
-    from capfilt.settings import SettledDecoding
+    from capfilt.settings import Images, SettledDecoding
 
 
 @dataclass
@@ -48,6 +48,11 @@ class MedCaptioner:
         self._card = bundle.card
         self._precision = precision
         self._vocabulary = bundle.vocabulary
+
+    @property
+    def images(self) -> Images:
+        """How it sees a picture."""
+        return self._card.model.images
 
     @torch.inference_mode()
     def caption(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.bundle import Bundle
     from capfilt.models.protocols import ImageBatch
+    from capfilt.settings import Images
 
 AS_MADE = Matching()
 """Nothing chosen: a filter reads texts as its card says."""
@@ -48,6 +49,11 @@ class MedFilter:
         self._matching = bundle.card.conventions.matching(matching)
         self._max_tokens = bundle.card.model.text.max_tokens
         self._vocabulary = bundle.vocabulary
+
+    @property
+    def images(self) -> Images:
+        """How it sees a picture."""
+        return self._card.model.images
 
     @property
     def has_itc(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from capfilt.data.images import to_square
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class ImageBatch:
     pictures: Sequence[Image]
     """As `capfilt.data.images.decode` gives them: upright, RGB, or RGBA where a pixel is transparent."""
     sha256: Sequence[str]
+    resized: Sequence[Mapping[Images, NDArray[np.uint8]]] = ()
+    """Squares of each picture that were made before; others are made when they are asked for."""
     _squares: dict[Images, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
     _states: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
 
@@ -41,7 +43,13 @@ class ImageBatch:
         import numpy as np
 
         if images not in self._squares:
-            self._squares[images] = np.stack([to_square(picture, images) for picture in self.pictures])
+            made = self.resized or [{}] * len(self.pictures)
+            self._squares[images] = np.stack(
+                [
+                    there[images] if images in there else to_square(picture, images)
+                    for picture, there in zip(self.pictures, made, strict=True)
+                ]
+            )
         return self._squares[images]
 
     def states(self, encoder: tuple[str, ...], encode: Callable[[], Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from capfilt.provenance.commit import committed
 from capfilt.settings import SettledDecoding
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.lineage import record_bundle
-from capfilt.stages.shard import ShardJob, run_shard
+from capfilt.stages.shard import ShardJob, decoders, run_shard
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class RecaptionAndScore:
                 candidates=context.settings.candidates,
                 seed=context.settings.seed,
                 input=context.settings.input,
-                batch_size=context.settings.compute.batch_size,
+                batch_size=facts["batch_size"],
+                decoders=decoders(context.settings.compute, context.devices),
+                compiled=facts["compile"],
                 precision=context.precision,
             )
             for shard in context.web
@@ -109,6 +111,7 @@ class RecaptionAndScore:
             "input": settings.input.model_dump(mode="json"),
             "device": context.devices[0].partition(":")[0],
             "precision": context.precision,
-            "batch_size": settings.compute.batch_size,
+            "batch_size": settings.compute.images_at_once(context.devices[0]),
+            "compile": settings.compute.compile,
             "threads": settings.compute.threads,
         }

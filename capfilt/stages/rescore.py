@@ -43,6 +43,7 @@ class ScoringJob:
     batch_size: int
     precision: str
     matching: Matching
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class ScoreAgain:
             "matching": card.conventions.matching(context.settings.filter).model_dump(mode="json"),
             "device": context.devices[0].partition(":")[0],
             "precision": context.precision,
-            "batch_size": context.settings.compute.batch_size,
+            "batch_size": context.settings.compute.images_at_once(context.devices[0]),
             "threads": context.settings.compute.threads,
         }
 
@@ -133,6 +134,7 @@ class ScoreAgain:
                         facts["batch_size"],
                         context.precision,
                         context.settings.filter,
+                        context.settings.compute.compile,
                     )
                 )
         context.progress.begin("score", "images")
@@ -175,7 +177,7 @@ def _check_reading(run: RunDir, facts: dict[str, Any]) -> None:
 
 def score_shard(job: ScoringJob, device: str, tell: Tell) -> ShardCounts:
     """Score one committed shard's captions and commit the scores."""
-    model = load_filter(job.filter, device, job.precision, job.matching)
+    model = load_filter(job.filter, device, job.precision, job.matching, job.compiled)
     scores: list[dict[str, Any]] = []
     images = 0
     for stored, batch in _batches(job):

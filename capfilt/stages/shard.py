@@ -5,12 +5,14 @@ Batches are cut inside a shard, in its order, so that rows do not depend on who 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json
-from capfilt.data.images import RefusedImage, decode
+from capfilt.data.ahead import in_order
+from capfilt.data.images import RefusedImage, decode, to_square
 from capfilt.data.sources import read_shard
 from capfilt.errors import CapfiltError
 from capfilt.provenance.commit import commit_shard
@@ -20,14 +22,16 @@ from capfilt.stages.recaption import recaption
 from capfilt.stages.score import score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from capfilt.models.captioner import MedCaptioner
     from capfilt.models.filter import MedFilter
-    from capfilt.settings import Input, Matching, SettledDecoding
+    from capfilt.settings import Compute, Images, Input, Matching, SettledDecoding
     from capfilt.stages.context import Tell
 
 Row = dict[str, Any]
@@ -49,6 +53,9 @@ class ShardJob:
     input: Input
     batch_size: int
     precision: str
+    decoders: int = 0
+    """Threads that decode ahead; no row depends on them."""
+    compiled: bool = False
     round_number: int = 1
 
 
@@ -68,6 +75,8 @@ class Decoded:
     """Place in the shard as the reader counts, from 1: what goes in must come out as a row."""
     sample: Sample
     picture: Image | None
+    squares: dict[Images, NDArray[np.uint8]] = field(default_factory=dict)
+    """The picture as models see it."""
 
 
 @dataclass
@@ -81,11 +90,17 @@ class _Rows:
 
 def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
     """Do one shard and commit its rows."""
-    captioner = load_captioner(job.captioner, device, job.precision) if job.captioner else None
-    filter_ = load_filter(job.filter, device, job.precision, job.matching) if job.filter else None
+    captioner, filter_ = _models(job, device)
     rows = _Rows()
     samples_in = images = 0
-    for group in _batches(_decoded(job.shard, job.input), job.batch_size):
+    seen_as = {model.images for model in (captioner, filter_) if model is not None}
+    decoded = in_order(
+        partial(_decoded, limits=job.input, seen_as=seen_as),
+        enumerate(read_shard(job.shard, job.input), start=1),
+        threads=job.decoders,
+        ahead=2 * job.batch_size,
+    )
+    for group in _batches(decoded, job.batch_size):
         rows.samples += [_sample_row(decoded, job.round_number) for decoded in group]
         usable = [decoded for decoded in group if decoded.picture is not None]
         if usable:
@@ -119,7 +134,8 @@ def _do_batch(
 
     samples = [decoded.sample for decoded in usable]
     pictures = [decoded.picture for decoded in usable if decoded.picture is not None]
-    batch = ImageBatch(pictures, [sample.image_sha256 or "" for sample in samples])
+    names = [sample.image_sha256 or "" for sample in samples]
+    batch = ImageBatch(pictures, names, [decoded.squares for decoded in usable])
     texts = [[Caption(s.web_text, Source.WEB)] if s.web_text is not None else [] for s in samples]
     if captioner is not None:
         written = recaption(captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates)
@@ -132,19 +148,29 @@ def _do_batch(
             rows.scores += _score_rows(sample, mine, values, job.round_number, filter_.digest)
 
 
+def _models(job: ShardJob, device: str) -> tuple[MedCaptioner | None, MedFilter | None]:
+    captioner = filter_ = None
+    if job.captioner is not None:
+        captioner = load_captioner(job.captioner, device, job.precision, job.compiled)
+    if job.filter is not None:
+        filter_ = load_filter(job.filter, device, job.precision, job.matching, job.compiled)
+    return captioner, filter_
+
+
 @lru_cache(maxsize=1)
-def load_captioner(path: Path, device: str, precision: str) -> MedCaptioner:
+def load_captioner(path: Path, device: str, precision: str, compiled: bool) -> MedCaptioner:
     """Load a captioner; a worker keeps it from shard to shard."""
     import torch
 
     from capfilt.models.bundle import load_bundle
     from capfilt.models.captioner import MedCaptioner
 
-    return MedCaptioner(load_bundle(path, needs="lm"), torch.device(device), precision)
+    bundle = load_bundle(path, needs="lm")
+    return MedCaptioner(bundle, torch.device(device), precision, compiled=compiled)
 
 
 @lru_cache(maxsize=1)
-def load_filter(path: Path, device: str, precision: str, matching: Matching) -> MedFilter:
+def load_filter(path: Path, device: str, precision: str, matching: Matching, compiled: bool) -> MedFilter:
     """Load a filter; a worker keeps it from shard to shard."""
     import torch
 
@@ -158,19 +184,28 @@ def load_filter(path: Path, device: str, precision: str, matching: Matching) -> 
             f"{', '.join(bundle.card.objectives)}",
             fix="give a bundle trained for itc or itm; `capfilt train filter CLEAN --out BUNDLE` makes one",
         )
-    return MedFilter(bundle, torch.device(device), precision, matching)
+    return MedFilter(bundle, torch.device(device), precision, matching, compiled=compiled)
 
 
-def _decoded(shard: Shard, limits: Input) -> Iterator[Decoded]:
-    for number, sample in enumerate(read_shard(shard, limits), start=1):
-        if sample.status is not Status.OK or sample.image is None:
-            yield Decoded(number, sample, None)
-            continue
-        try:
-            yield Decoded(number, sample, decode(sample.image, max_pixels=limits.max_pixels))
-        except RefusedImage as error:
-            refused = replace(sample, status=Status.REFUSED, reason=error.reason)
-            yield Decoded(number, refused, None)
+def decoders(compute: Compute, devices: Sequence[str]) -> int:
+    """Return how many threads decode ahead in each worker."""
+    if compute.decoders is not None:
+        return compute.decoders
+    if not devices[0].startswith("cuda"):
+        return 0
+    return max(1, (os.cpu_count() or 1) // len(devices))
+
+
+def _decoded(numbered: tuple[int, Sample], *, limits: Input, seen_as: Collection[Images]) -> Decoded:
+    """Decode a sample's picture, and make of it what the models see."""
+    number, sample = numbered
+    if sample.status is not Status.OK or sample.image is None:
+        return Decoded(number, sample, None)
+    try:
+        picture = decode(sample.image, max_pixels=limits.max_pixels)
+    except RefusedImage as error:
+        return Decoded(number, replace(sample, status=Status.REFUSED, reason=error.reason), None)
+    return Decoded(number, sample, picture, {images: to_square(picture, images) for images in seen_as})
 
 
 def _batches(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:

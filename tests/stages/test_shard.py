@@ -102,6 +102,12 @@ def test_every_sample_of_a_real_shard_is_one_row_with_its_captions_and_scores(
     ]
 
 
+def test_decoding_ahead_changes_no_row(bundles: dict[str, Path], tmp_path: Path) -> None:
+    here = _done(tmp_path / "here", world.REAL / "noisy.tar", bundles, candidates=2)
+    ahead = _done(tmp_path / "ahead", world.REAL / "noisy.tar", bundles, candidates=2, decoders=3)
+    assert _parquet(here) == _parquet(ahead)
+
+
 def test_odd_pictures_are_used_and_measured_as_a_person_sees_them(
     bundles: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -241,8 +247,8 @@ def test_each_picture_is_decoded_once_and_passes_each_encoder_once(
 
 
 _LOADERS: dict[str, Any] = {
-    "captioner": load_captioner,
-    "filter": lambda path, device, precision: load_filter(path, device, precision, Matching()),
+    "captioner": lambda path, device, precision: load_captioner(path, device, precision, False),
+    "filter": lambda path, device, precision: load_filter(path, device, precision, Matching(), False),
 }
 
 
@@ -333,6 +339,6 @@ def test_memory_does_not_grow_with_the_number_of_shards(bundles: dict[str, Path]
 
 def test_a_captioner_is_refused_as_a_filter_with_what_to_give(bundles: dict[str, Path]) -> None:
     with pytest.raises(CapfiltError, match="cannot score pairs: it is a captioner") as refused:
-        load_filter(bundles["captioner"], "cpu", "fp32", Matching())
+        load_filter(bundles["captioner"], "cpu", "fp32", Matching(), False)
 
     assert "capfilt train filter" in refused.value.fix

@@ -78,8 +78,8 @@ def test_such_a_pair_encodes_each_picture_once_in_all(drawn: Path, models: Path,
 
     # The loaders keep what they loaded, with its counts.
     pair = [
-        load_captioner(run.model("captioner"), "cpu", "fp32").model.image,
-        load_filter(run.model("filter"), "cpu", "fp32", Matching()).model.image,
+        load_captioner(run.model("captioner"), "cpu", "fp32", False).model.image,
+        load_filter(run.model("filter"), "cpu", "fp32", Matching(), False).model.image,
     ]
     [(pictures,)] = world.sql(run, "SELECT count(*) FROM samples WHERE status = 'ok'")
     assert pictures >= 19
