@@ -161,9 +161,9 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes | None) 
 # -- groups
 
 
-def lineage(kind: type[Settings]) -> list[type[Settings]]:
-    """Return a group and those it is made of: a default that is changed need not be explained again."""
-    return [base for base in kind.__mro__ if issubclass(base, Settings)]
+def lineage(kind: type[Settings], name: str) -> list[type[Settings]]:
+    """Return the groups that a setting is inherited from: a changed default need not be explained again."""
+    return [base for base in kind.__mro__ if issubclass(base, Settings) and name in base.model_fields]
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -173,6 +173,33 @@ def test_given_models_need_no_clean_pairs_and_workers_do_not_move_a_byte(
     assert sql(tmp_path / "1", "SELECT count(*) FROM pairs WHERE source = 'synthetic'") == [(180,)]
 
 
+def test_models_that_transformers_loaded_and_saved_give_the_same_captions_and_scores(
+    undisturbed: Trained, drawn: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    for kind, name in (
+        ("captioner", "BlipForConditionalGeneration"),
+        ("filter", "BlipForImageTextRetrieval"),
+    ):
+        ours, theirs = undisturbed.path / "models" / kind, tmp_path / "theirs" / kind
+        getattr(transformers, name).from_pretrained(ours).save_pretrained(theirs)
+        for file in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(ours / file, theirs / file)
+    # As these models were trained: a folder of transformers says nothing of it.
+    as_ours = ("--set", "filter.match_token=enc", "--set", "decoding.min_tokens=5")
+
+    own = capfilt(*given(drawn, tmp_path / "own", undisturbed.path / "models"))
+    other = capfilt(*given(drawn, tmp_path / "other", tmp_path / "theirs", *as_ours))
+
+    assert (own.code, other.code) == (0, 0), own.err + other.err
+    query = "SELECT pair_id, text, itc, itm FROM pairs ORDER BY pair_id"
+    assert sql(tmp_path / "other", query) == sql(tmp_path / "own", query)
+    assert len({text for _, text, *_ in sql(tmp_path / "other", query)}) > 90
+    again = capfilt(*given(drawn, tmp_path / "other", tmp_path / "theirs", *as_ours))
+    assert "6 shards were done before" in again.out
+
+
 def test_half_of_the_work_is_done_where_half_is_asked_for(
     undisturbed: Trained, drawn: Path, tmp_path: Path
 ) -> None:
@@ -279,10 +306,10 @@ def test_the_default_pipeline_says_how_to_give_it_models(
     one = capfilt(*words, "--captioner", undisturbed.path / "models" / "captioner")
 
     assert (both.code, one.code) == (2, 2)
-    assert "--captioner BUNDLE and --filter BUNDLE" in both.err
-    assert "--init BUNDLE" in both.err
+    assert "--captioner MODEL and --filter MODEL" in both.err
+    assert "--init MODEL" in both.err
     assert "--pipeline small" in both.err
-    assert "give --filter BUNDLE" in one.err
+    assert "give --filter MODEL" in one.err
 
 
 def test_a_folder_of_other_things_is_no_place_for_a_run(drawn: Path, tmp_path: Path) -> None:
