@@ -34,8 +34,8 @@ lint: $(ready) ## ruff and mypy
 demo: $(ready) ## draw a noisy world, bootstrap it, compare with the truth: minutes
 	$(python) examples/demo.py --seed $(SEED) --out demo
 
-bench: $(ready) ## run the benchmarks; see benchmarks/README.md
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(python) "$$file"; done
+bench: $(ready) ## run the benchmarks that take minutes; see benchmarks/README.md
+	@set -e; for name in policy versus_transformers; do echo "$$name"; $(python) benchmarks/$$name.py; done
 
 clean: ## remove what the targets made, the environment too if it is .venv
 	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -275,9 +275,8 @@ def _measure(
             expected = len(some) * (1 if WAYS[name][1] else 2)
             if each.passes - before != expected:
                 sys.exit(f"{name}: {each.passes - before} image passes where {expected} are needed")
-    print(
-        f"\n{candidates} candidate(s), {candidates + 1} texts scored, batches of {len(some)}, {rounds} round(s)"
-    )
+    texts = f"{candidates + 1} texts scored"
+    print(f"\n{candidates} candidate(s), {texts}, batches of {len(some)}, {rounds} round(s)")
     print(f"{'transformers fp32':22} {statistics.median(theirs_s):7.2f} s per image")
     for name, seconds in ours_s.items():
         ratios = [a / b for a, b in zip(theirs_s, seconds, strict=True)]
