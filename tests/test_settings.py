@@ -172,9 +172,7 @@ def test_every_setting_says_what_it_is() -> None:
         f"{kind.__name__}.{name}"
         for kind in groups()
         for name, setting in kind.model_fields.items()
-        if not any(
-            name in base.model_fields and base.model_fields[name].description for base in lineage(kind)
-        )
+        if not any(base.model_fields[name].description for base in lineage(kind, name))
         and not (isinstance(setting.annotation, type) and issubclass(setting.annotation, BaseModel))
         and name not in {"phases", "captioner_training", "filter_training"}  # groups of settings themselves
     ]
