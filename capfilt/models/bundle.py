@@ -30,7 +30,14 @@ from capfilt.models.cards import (
     read_calibration,
     read_card,
 )
-from capfilt.models.checkpoints import (
+from capfilt.models.checkpoints.configs import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    blip_config,
+    is_blip,
+    preprocessor_config,
+)
+from capfilt.models.checkpoints.names import (
     TEMPERATURE,
     Half,
     Naming,
@@ -40,7 +47,6 @@ from capfilt.models.checkpoints import (
     names_of,
     objectives_of,
 )
-from capfilt.models.configs import CONFIG_FILE, PREPROCESSOR_FILE, blip_config, is_blip, preprocessor_config
 from capfilt.models.med import MED
 from capfilt.models.vocabulary import Vocabulary, load_vocabulary
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capfilt.errors import CapfiltError
-from capfilt.models.checkpoints import few
+from capfilt.models.checkpoints.names import few
 from capfilt.models.devices import widened
 from capfilt.models.text import Memory, Packed, TextTransformer, TokenCache, WordHead
 from capfilt.models.vision import ImageEncoder
