@@ -34,9 +34,9 @@ from transformers import (
 from capfilt.data.images import normalise
 from capfilt.models.bundle import load_bundle
 from capfilt.models.captioner import MedCaptioner
+from capfilt.models.checkpoints.foreign import import_checkpoint
 from capfilt.models.devices import keep_freed_memory
 from capfilt.models.filter import MedFilter
-from capfilt.models.foreign import import_checkpoint
 from capfilt.models.inference import image_states
 from capfilt.models.protocols import ImageBatch
 from capfilt.settings import SettledDecoding

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from capfilt.models.configs import ARCHITECTURES, PREPROCESSOR_FILE, PROCESSOR_FILE
+from capfilt.models.checkpoints.configs import ARCHITECTURES, PREPROCESSOR_FILE, PROCESSOR_FILE
 from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from capfilt.stages.given import copy_bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from capfilt.models.foreign import Role
-    from capfilt.models.hub import Found
+    from capfilt.models.checkpoints.foreign import Role
+    from capfilt.models.checkpoints.hub import Found
     from capfilt.settings import Model
     from capfilt.stages.context import Tell
 
@@ -37,8 +37,8 @@ class Checkpoint:
 
 def check_checkpoint(job: Checkpoint, _device: str, _tell: Tell) -> dict[str, Any]:
     """Say what a checkpoint is and, where transformers can load it, how far apart both are on a picture."""
-    from capfilt.models.foreign import import_checkpoint
-    from capfilt.models.hub import find_checkpoint
+    from capfilt.models.checkpoints.foreign import import_checkpoint
+    from capfilt.models.checkpoints.hub import find_checkpoint
 
     found = find_checkpoint(job.source)
     bundle = import_checkpoint(
@@ -64,8 +64,8 @@ def check_checkpoint(job: Checkpoint, _device: str, _tell: Tell) -> dict[str, An
 
 def convert_checkpoint(job: tuple[Checkpoint, Path], _device: str, _tell: Tell) -> Card:
     """Write a checkpoint as a bundle and return its card."""
-    from capfilt.models.foreign import import_checkpoint
-    from capfilt.models.hub import find_checkpoint
+    from capfilt.models.checkpoints.foreign import import_checkpoint
+    from capfilt.models.checkpoints.hub import find_checkpoint
 
     asked, out = job
     found = find_checkpoint(asked.source)
@@ -118,9 +118,9 @@ def structure(model: Model) -> dict[str, Any]:
 def _in_transformers(found: Found, card: Card, *, is_own: bool) -> dict[str, Any]:
     """Return by which class transformers loads what, or why it cannot, and the parity where it does."""
     from capfilt.models.bundle import is_transformers, load_bundle
-    from capfilt.models.checkpoints import halves, objectives_of
-    from capfilt.models.configs import ARCHITECTURES
-    from capfilt.models.foreign import import_checkpoint
+    from capfilt.models.checkpoints.configs import ARCHITECTURES
+    from capfilt.models.checkpoints.foreign import import_checkpoint
+    from capfilt.models.checkpoints.names import halves, objectives_of
 
     none: dict[str, Any] = {"transformers": {}, "not_in_transformers": "", "parity": {}}
     if not found.path.is_dir():

@@ -29,7 +29,7 @@ from capfilt.models.cards import (
 from capfilt.provenance.rundir import read_json
 
 if TYPE_CHECKING:
-    from capfilt.models.foreign import Role
+    from capfilt.models.checkpoints.foreign import Role
     from capfilt.settings import Bundles
     from capfilt.stages.context import Engine, Tell
 
@@ -209,8 +209,8 @@ def content_digest(path: Path) -> str:
 
 def _look(asked: Wanted, _device: str, _tell: Tell) -> Given:
     """Read a model whole and say what it comes to; done by a worker."""
-    from capfilt.models.foreign import import_checkpoint
-    from capfilt.models.hub import find_checkpoint
+    from capfilt.models.checkpoints.foreign import import_checkpoint
+    from capfilt.models.checkpoints.hub import find_checkpoint
 
     found = find_checkpoint(asked.source)
     where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
@@ -222,8 +222,8 @@ def _look(asked: Wanted, _device: str, _tell: Tell) -> Given:
 
 def _take(job: tuple[Given, Path], _device: str, _tell: Tell) -> None:
     """Write a model that was found as a bundle; done by a worker."""
-    from capfilt.models.foreign import import_checkpoint
-    from capfilt.models.hub import find_checkpoint
+    from capfilt.models.checkpoints.foreign import import_checkpoint
+    from capfilt.models.checkpoints.hub import find_checkpoint
 
     given, to = job
     found = find_checkpoint(given.found)

@@ -251,7 +251,7 @@ def _trainer(
 
 def _fresh(lacking: list[str], init: Bundle, own: Iterable[str]) -> tuple[str, ...]:
     """Return the heads that start fresh, here or since the start model was read; no other part may."""
-    from capfilt.models.checkpoints import few
+    from capfilt.models.checkpoints.names import few
 
     odd = [name for name in lacking if not name.startswith(HEADS)]
     if odd:

@@ -15,7 +15,7 @@ from theirs import transformers_folder
 
 from capfilt.models.bundle import load_bundle
 from capfilt.models.cards import read_card
-from capfilt.models.checkpoints import Naming
+from capfilt.models.checkpoints.names import Naming
 from capfilt.models.med import MED
 from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 from capfilt.settings import Model, Vision

@@ -18,7 +18,7 @@ from theirs import transformers_folder
 
 from capfilt.evaluation.parity import WITHIN, Parity, built_in_picture, parity
 from capfilt.models.bundle import load_bundle
-from capfilt.models.foreign import import_checkpoint
+from capfilt.models.checkpoints.foreign import import_checkpoint
 from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from theirs import transformers_folder
 from capfilt.errors import CapfiltError
 from capfilt.models.bundle import load_bundle
 from capfilt.models.cards import identity, read_card
-from capfilt.models.checkpoints import Naming
-from capfilt.models.foreign import AS_RELEASED, AS_TRANSFORMERS, import_checkpoint
+from capfilt.models.checkpoints.foreign import AS_RELEASED, AS_TRANSFORMERS, import_checkpoint
+from capfilt.models.checkpoints.names import Naming
 from capfilt.models.med import MED
 from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 from capfilt.provenance.rundir import RunDir, recorded_facts
