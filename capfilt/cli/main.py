@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from capfilt import __version__
+from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
 from capfilt.cli.export import export
 from capfilt.cli.inspect import inspect
@@ -92,6 +93,7 @@ for command in (
     train,
     recaption,
     score,
+    bench,
     pipelines,
     settings,
 ):
