@@ -64,7 +64,7 @@ def show_bench(
     table.add_row(*_cells("all", measured.wall_s, measured.cpu_s, measured.share_of_peak, measured))
     console.print(
         f"{measured.images:,} images on {visible(measured.device)}, {visible(measured.device_name)}, in "
-        f"{measured.precision}, batches of {measured.batch_size}"
+        f"{measured.precision}, batches of {min(measured.batch_size, measured.images)}"
     )
     console.print(table)
     for line in sentences(measured, images=images, price_per_hour=price_per_hour):
@@ -77,7 +77,8 @@ def sentences(
     """Return what follows from the figures: speed, memory, transformers, the bottleneck, the estimate."""
     lines = [_speed(measured), _memory(measured), _beside_transformers(measured)]
     if measured.decoders:
-        lines.insert(1, f"Decode and resize are done ahead, by {measured.decoders} threads, beside the rest.")
+        threads = "1 thread" if measured.decoders == 1 else f"{measured.decoders} threads"
+        lines.insert(1, f"Decode and resize are done ahead, by {threads}, beside the rest.")
     if measured.share_of_peak is not None:
         lines.append(
             "Of peak: share of the speed of a plain matrix product in the same numbers, measured here too."

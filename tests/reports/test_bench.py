@@ -208,4 +208,10 @@ def test_decoding_ahead_is_no_bottleneck_while_its_threads_keep_up() -> None:
     assert ahead.bottleneck == "image encoder"
     assert replace(ahead, decoders=1).bottleneck == "decode"
     assert replace(ahead, decoders=0).bottleneck == "decode"
-    assert any("by 2 threads" in line for line in sentences(ahead))
+    assert any("by 2 threads," in line for line in sentences(ahead))
+    assert any("by 1 thread," in line for line in sentences(replace(ahead, decoders=1)))
+
+
+def test_a_batch_is_no_larger_than_what_there_was() -> None:
+    assert "batches of 32" in shown()
+    assert "batches of 100" in shown(replace(MEASURED, batch_size=128))
