@@ -79,7 +79,10 @@ class HeadwiseAttention(nn.Module):
         images, seen, width = states.shape
         qkv = self.qkv(states).to(torch.bfloat16).view(images, seen, 3, self.heads, -1)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        heads = [attend(queries[:, [h]], keys[:, [h]], values[:, [h]], None, 0.0) for h in range(self.heads)]
+        heads = [
+            attend(q, k, v, None, 0.0)
+            for q, k, v in zip(queries.split(1, 1), keys.split(1, 1), values.split(1, 1), strict=True)
+        ]
         new: Tensor = self.proj(torch.cat(heads, 1).transpose(1, 2).reshape(images, seen, width))
         return new
 
