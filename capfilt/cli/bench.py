@@ -57,7 +57,7 @@ def bench(
     from capfilt.reports.progress import shown_progress
     from capfilt.reports.text import terminal
     from capfilt.settings import Bootstrap
-    from capfilt.stages.measure import BenchRequest, measure
+    from capfilt.stages.bench.measure import BenchRequest, measure
 
     if price_per_hour is not None and images is None:
         raise CapfiltError(

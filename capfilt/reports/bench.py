@@ -14,7 +14,7 @@ from capfilt.reports.text import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from capfilt.stages.measured import Measured, Part
+    from capfilt.stages.bench.measured import Measured, Part
 
 _GIB = 2**30
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from capfilt.canonical import canonical_json
 from capfilt.data.ahead import in_order
 from capfilt.data.images import RefusedImage, decode, to_square
 from capfilt.data.sources import read_shard
 from capfilt.errors import CapfiltError
 from capfilt.provenance.commit import commit_shard
 from capfilt.provenance.rundir import RunDir
-from capfilt.records import Caption, Sample, Scores, Shard, Source, Status, pair_id
+from capfilt.records import Caption, Sample, Shard, Source, Status
 from capfilt.stages.recaption import recaption
+from capfilt.stages.rows import Row, caption_row, sample_row, score_rows
 from capfilt.stages.score import score
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from capfilt.models.filter import MedFilter
     from capfilt.settings import Compute, Images, Input, Matching, SettledDecoding
     from capfilt.stages.context import Tell
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,18 @@ class _Rows:
 
 def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
     """Do one shard and commit its rows."""
-    captioner, filter_ = _models(job, device)
+    captioner, filter_ = models_of(job, device)
     rows = _Rows()
     samples_in = images = 0
     seen_as = {model.images for model in (captioner, filter_) if model is not None}
     decoded = in_order(
-        partial(_decoded, limits=job.input, seen_as=seen_as),
+        partial(decode_sample, limits=job.input, seen_as=seen_as),
         enumerate(read_shard(job.shard, job.input), start=1),
         threads=job.decoders,
         ahead=2 * job.batch_size,
     )
-    for group in _batches(decoded, job.batch_size):
-        rows.samples += [_sample_row(decoded, job.round_number) for decoded in group]
+    for group in cut(decoded, job.batch_size):
+        rows.samples += [sample_row(one.sample, one.picture, job.round_number) for one in group]
         usable = [decoded for decoded in group if decoded.picture is not None]
         if usable:
             _do_batch(job, usable, captioner, filter_, rows)
@@ -142,13 +140,14 @@ def _do_batch(
         texts = [web + synthetic for web, synthetic in zip(texts, written, strict=True)]
     writer = captioner.digest if captioner is not None else None
     for sample, mine in zip(samples, texts, strict=True):
-        rows.captions += [_caption_row(sample, caption, job, writer) for caption in mine]
+        rows.captions += [caption_row(sample, caption, job, writer) for caption in mine]
     if filter_ is not None:
         for sample, mine, values in zip(samples, texts, score(filter_, batch, texts), strict=True):
-            rows.scores += _score_rows(sample, mine, values, job.round_number, filter_.digest)
+            rows.scores += score_rows(sample, mine, values, job.round_number, filter_.digest)
 
 
-def _models(job: ShardJob, device: str) -> tuple[MedCaptioner | None, MedFilter | None]:
+def models_of(job: ShardJob, device: str) -> tuple[MedCaptioner | None, MedFilter | None]:
+    """Return the captioner and the filter that a job asks for, as this worker keeps them."""
     captioner = filter_ = None
     if job.captioner is not None:
         captioner = load_captioner(job.captioner, device, job.precision, job.compiled)
@@ -196,7 +195,7 @@ def decoders(compute: Compute, devices: Sequence[str]) -> int:
     return max(1, (os.cpu_count() or 1) // len(devices))
 
 
-def _decoded(numbered: tuple[int, Sample], *, limits: Input, seen_as: Collection[Images]) -> Decoded:
+def decode_sample(numbered: tuple[int, Sample], *, limits: Input, seen_as: Collection[Images]) -> Decoded:
     """Decode a sample's picture, and make of it what the models see."""
     number, sample = numbered
     if sample.status is not Status.OK or sample.image is None:
@@ -208,7 +207,7 @@ def _decoded(numbered: tuple[int, Sample], *, limits: Input, seen_as: Collection
     return Decoded(number, sample, picture, {images: to_square(picture, images) for images in seen_as})
 
 
-def _batches(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
+def cut(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
     """Cut samples into groups of `batch_size` pictures; refused samples go along and fill no place."""
     group: list[Decoded] = []
     pictures = 0
@@ -220,63 +219,3 @@ def _batches(decoded: Iterator[Decoded], batch_size: int) -> Iterator[list[Decod
             group, pictures = [], 0
     if group:
         yield group
-
-
-def _sample_row(decoded: Decoded, round_number: int) -> Row:
-    sample, picture = decoded.sample, decoded.picture
-    url = sample.metadata.get("url")
-    return {
-        "shard": sample.shard,
-        "key": sample.key,
-        "image_sha256": sample.image_sha256,
-        "url": url if isinstance(url, str) else None,
-        "web_text": sample.web_text,
-        "width": picture.width if picture is not None else None,
-        "height": picture.height if picture is not None else None,
-        "status": sample.status.value,
-        "reason": sample.reason.value if sample.reason is not None else None,
-        "member": sample.member,
-        "image_offset": sample.image_offset,
-        "image_size": len(sample.image) if sample.image is not None else None,
-        "metadata": canonical_json(sample.metadata),
-        "round": round_number,
-    }
-
-
-def _caption_row(sample: Sample, caption: Caption, job: ShardJob, captioner: str | None) -> Row:
-    is_synthetic = caption.source is Source.SYNTHETIC
-    return {
-        "pair_id": _pair_id(sample, caption, job.round_number),
-        "shard": sample.shard,
-        "key": sample.key,
-        "image_sha256": sample.image_sha256,
-        "source": caption.source.value,
-        "candidate": caption.candidate,
-        "text": caption.text,
-        "captioner": captioner if is_synthetic else None,
-        "decoding": canonical_json(job.decoding.model_dump(mode="json")) if is_synthetic else None,
-        "prompt": job.decoding.prompt if is_synthetic else None,
-        "seed": job.seed if is_synthetic else None,
-        "round": job.round_number,
-    }
-
-
-def _score_rows(
-    sample: Sample, captions: list[Caption], values: list[Scores], round_number: int, digest: str
-) -> list[Row]:
-    return [
-        {"pair_id": _pair_id(sample, caption, round_number), "filter": digest, "score": name, "value": value}
-        for caption, scores in zip(captions, values, strict=True)
-        for name, value in (("itc", scores.itc), ("itm", scores.itm))
-        if value is not None
-    ]
-
-
-def _pair_id(sample: Sample, caption: Caption, round_number: int) -> str:
-    return pair_id(
-        shard=sample.shard,
-        key=sample.key,
-        source=caption.source,
-        candidate=caption.candidate,
-        round_number=round_number,
-    )

@@ -11,8 +11,8 @@ import pytest
 
 from capfilt.reports.bench import advice, as_json, sentences, show_bench
 from capfilt.reports.text import terminal
-from capfilt.stages.compare import Comparison
-from capfilt.stages.measured import Counters, Measured, Part
+from capfilt.stages.bench.compare import Comparison
+from capfilt.stages.bench.measured import Counters, Measured, Part
 
 COMPARED = Comparison(
     ours_s=2.0, theirs_s=7.0, seconds="cpu", our_images=4, their_images=4, rounds=3, tokens=20, texts=2.0

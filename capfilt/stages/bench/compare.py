@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt.data.images import decode
 from capfilt.models.cards import read_card
-from capfilt.stages.instruments import stopwatch
+from capfilt.stages.bench.instruments import stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

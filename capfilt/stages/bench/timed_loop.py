@@ -27,15 +27,13 @@ from capfilt.provenance.commit import commit_shard
 from capfilt.provenance.rundir import RunDir
 from capfilt.records import Caption, Sample, Source
 from capfilt.stages.recaption import recaption
+from capfilt.stages.rows import caption_row, sample_row, score_rows
 from capfilt.stages.score import score
 from capfilt.stages.shard import (
     Decoded,
     ShardJob,
-    _batches,
-    _caption_row,
-    _decoded,
-    _sample_row,
-    _score_rows,
+    cut,
+    decode_sample,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +44,8 @@ if TYPE_CHECKING:
     from capfilt.models.filter import MedFilter
     from capfilt.models.med import MED
     from capfilt.records import Shard
+    from capfilt.stages.bench.instruments import Stopwatch
     from capfilt.stages.context import Tell
-    from capfilt.stages.instruments import Stopwatch
 
 Row = dict[str, Any]
 INDEX, EMPTY_COMMIT = "index", "empty commit"
@@ -87,7 +85,7 @@ class TimedLoop:
         """Do so many samples, their pictures decoded and resized ahead by the threads of the job."""
         models = (self.captioner, self.filter)
         seen_as = {model.images for model in models if model is not None}
-        work = partial(_decoded, limits=self.job.input, seen_as=seen_as)
+        work = partial(decode_sample, limits=self.job.input, seen_as=seen_as)
         numbered = enumerate(islice(self._samples(), samples), start=1)
         ahead = in_order(work, numbered, threads=self.job.decoders, ahead=2 * self.job.batch_size)
         self._run(map(self._seen, ahead), tell)
@@ -115,8 +113,8 @@ class TimedLoop:
         rows: dict[str, list[Row]] = {"samples": [], "captions": [], "scores": []}
         nothing: dict[str, list[Row]] = {name: [] for name in rows}
         with self.watch.part("commit"):
-            for group in _batches(decoded, job.batch_size):
-                rows["samples"] += [_sample_row(one, job.round_number) for one in group]
+            for group in cut(decoded, job.batch_size):
+                rows["samples"] += [sample_row(one.sample, one.picture, job.round_number) for one in group]
                 usable = [one for one in group if one.picture is not None]
                 if usable:
                     self._do_batch(usable, rows)
@@ -139,7 +137,7 @@ class TimedLoop:
             texts = [web + synthetic for web, synthetic in zip(texts, written, strict=True)]
         writer = self.captioner.digest if self.captioner is not None else None
         for sample, mine in zip(samples, texts, strict=True):
-            rows["captions"] += [_caption_row(sample, caption, self.job, writer) for caption in mine]
+            rows["captions"] += [caption_row(sample, caption, self.job, writer) for caption in mine]
         if self.filter is not None and any(texts):
             self._score(self.filter, batch, samples, texts, rows)
 
@@ -168,7 +166,7 @@ class TimedLoop:
         self.flops["scores"] += counted.batch_cost()
         self.texts_scored += sum(map(len, texts))
         for sample, mine, values in zip(samples, texts, scores, strict=True):
-            rows["scores"] += _score_rows(sample, mine, values, self.job.round_number, model.digest)
+            rows["scores"] += score_rows(sample, mine, values, self.job.round_number, model.digest)
 
     def _encode(self, batch: ImageBatch, role: str, model: MED, card: Card) -> None:
         """Make a batch's squares and states; what an equal encoder made of it is taken as it is."""
@@ -185,7 +183,7 @@ class TimedLoop:
         most = SAMPLES_TO_A_PICTURE * self.images_wanted
         for numbered in enumerate(islice(self._samples(), most), start=1):
             with self.watch.part("decode"):
-                decoded = _decoded(numbered, limits=self.job.input, seen_as=())
+                decoded = decode_sample(numbered, limits=self.job.input, seen_as=())
             yield self._seen(decoded)
             if self.images == self.images_wanted:
                 return

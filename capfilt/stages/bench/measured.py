@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from capfilt.stages.compare import Comparison
+    from capfilt.stages.bench.compare import Comparison
 
 PartName = Literal["read", "decode", "resize", "image encoder", "captions", "scores", "commit"]
 PARTS: tuple[PartName, ...] = ("read", "decode", "resize", "image encoder", "captions", "scores", "commit")

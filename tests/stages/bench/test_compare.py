@@ -12,7 +12,7 @@ import world
 from capfilt.data.images import decode
 from capfilt.data.sources import read_shard
 from capfilt.settings import Input, Matching
-from capfilt.stages.compare import ROUNDS, THEIR_IMAGES, Comparison, Theirs, compare, why_not
+from capfilt.stages.bench.compare import ROUNDS, THEIR_IMAGES, Comparison, Theirs, compare, why_not
 from capfilt.stages.shard import load_captioner, load_filter
 
 if TYPE_CHECKING:

@@ -16,10 +16,8 @@ from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import CARD_FILE, read_card
 from capfilt.settings import SettledDecoding
-from capfilt.stages.bootstrap import resolve_devices
-from capfilt.stages.compare import compare, why_not
-from capfilt.stages.given import find_given, take_given, wanted
-from capfilt.stages.instruments import (
+from capfilt.stages.bench.compare import compare, why_not
+from capfilt.stages.bench.instruments import (
     Stopwatch,
     device_name,
     device_peak_memory,
@@ -28,16 +26,18 @@ from capfilt.stages.instruments import (
     product_peak,
     stopwatch,
 )
-from capfilt.stages.measured import PARTS, Counters, Measured, Part
-from capfilt.stages.shard import ShardJob, _models, decoders
+from capfilt.stages.bench.measured import PARTS, Counters, Measured, Part
+from capfilt.stages.bootstrap import resolve_devices
+from capfilt.stages.given import find_given, take_given, wanted
+from capfilt.stages.shard import ShardJob, decoders, models_of
 
 if TYPE_CHECKING:
     from capfilt.models.captioner import MedCaptioner
     from capfilt.models.filter import MedFilter
     from capfilt.records import Shard
     from capfilt.settings import Bootstrap, Decoding
+    from capfilt.stages.bench.timed_loop import TimedLoop
     from capfilt.stages.context import Engine, Progress, Tell
-    from capfilt.stages.timed_loop import TimedLoop
 
 Role = Literal["captioner", "filter"]
 SAMPLES = 64
@@ -149,11 +149,11 @@ def _by_a_worker(job: BenchJob, device: str, threads: int, engine: Engine, progr
 def measure_job(job: BenchJob, device: str, tell: Tell) -> Measured:
     """Measure; done by a worker."""
     from capfilt.models.devices import has_native_bf16
-    from capfilt.stages.timed_loop import TimedLoop
+    from capfilt.stages.bench.timed_loop import TimedLoop
 
     work = job.work
     forget_device_peak(device)
-    captioner, filter_ = _models(work, device)
+    captioner, filter_ = models_of(work, device)
     some = min(job.samples, work.batch_size)
     untimed = TimedLoop(work, job.shards, some, captioner, filter_, Stopwatch())
     untimed.run(lambda *_: None)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from capfilt.stages import instruments
-from capfilt.stages.instruments import Stopwatch, device_name, peak_memory, product_peak, stopwatch
+from capfilt.stages.bench import instruments
+from capfilt.stages.bench.instruments import Stopwatch, device_name, peak_memory, product_peak, stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_a_peak_is_two_operations_a_product_in_the_fastest_time(
 
 def test_memory_that_was_given_back_stays_in_the_peak() -> None:
     program = (
-        "from capfilt.stages.instruments import peak_memory\n"
+        "from capfilt.stages.bench.instruments import peak_memory\n"
         "before = peak_memory()\n"
         "block = bytearray(100_000_000)\n"
         "del block\n"

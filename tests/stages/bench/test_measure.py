@@ -12,16 +12,16 @@ import world
 
 from capfilt.errors import CapfiltError
 from capfilt.settings import Vision, changed
-from capfilt.stages import measure as measure_module
-from capfilt.stages.instruments import product_peak
-from capfilt.stages.measure import BenchRequest, at_once, measure
-from capfilt.stages.measured import PARTS
+from capfilt.stages.bench import measure as measure_module
+from capfilt.stages.bench.instruments import product_peak
+from capfilt.stages.bench.measure import BenchRequest, at_once, measure
+from capfilt.stages.bench.measured import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from capfilt.stages.measured import Measured
+    from capfilt.stages.bench.measured import Measured
 
 NOISY = world.REAL / "noisy.tar"
 """24 pictures, each with a text."""
