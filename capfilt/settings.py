@@ -1,29 +1,13 @@
-"""Every choice a run takes, named, with its unit and range, and refused where it is out of range.
-
-Values come from a pipeline's defaults, then a TOML file, then `--set a.b=c`, the last one winning.
-"""
+"""Every choice a run takes, named, with its unit and range, and refused where it is out of range."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from capfilt.canonical import digest_of
-from capfilt.errors import CapfiltError
-
-
-class Settings(BaseModel):
-    """A group of choices: frozen, and a name it does not know is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    def fingerprint(self) -> str:
-        """Return the digest of these choices."""
-        return digest_of(self.model_dump(mode="json"))
+from capfilt.layers import Settings
 
 
 class Images(Settings):
@@ -345,91 +329,3 @@ class Bootstrap(Settings):
     compute: Compute = Compute()
     judge: Judge = Judge()
     export: Export = Export()
-
-
-S = TypeVar("S", bound=Settings)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a settings file; a file that is missing or not TOML is the user's error."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CapfiltError(
-            f"settings file {path} cannot be read: {error}", fix="give a TOML file, as in the README"
-        ) from error
-
-
-def changed(settings: S, *layers: Mapping[str, Any], assignments: Iterable[str] = ()) -> S:
-    """Return the settings with `layers` (nested mappings) and then `assignments` (a.b=c) put over them."""
-    values = settings.model_dump(mode="python")
-    for layer in layers:
-        _merge(values, layer)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
-            raise CapfiltError(
-                f"--set {assignment} is not an assignment", fix="write --set name.of.setting=value"
-            )
-        _put(values, path.strip().split("."), _value(text.strip()))
-    return validated(type(settings), values)
-
-
-def validated(kind: type[S], values: Mapping[str, Any]) -> S:
-    """Build settings, turning the first bad value into an error that names it."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or kind.__name__.lower()
-        given = (
-            "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" ({first['input']!r})"
-        )
-        raise CapfiltError(
-            f"setting {name}{given}: {first['msg'].removeprefix('Value error, ')}",
-            fix=f"choose another value, e.g. --set {name}=...; `capfilt settings` lists names and ranges",
-        ) from error
-
-
-def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for name, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(values.get(name), dict):
-            _merge(values[name], value)
-        else:
-            values[name] = value
-
-
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set one value inside nested dicts and lists; a list index is a number in the path."""
-    here: Any = values
-    for i, part in enumerate(path[:-1]):
-        step: int | str | None
-        if isinstance(here, (list, tuple)):
-            step = int(part) if part.isdigit() and int(part) < len(here) else None
-        else:
-            step = part if part in here else None
-        if step is None or not isinstance(here[step], (dict, list, tuple)):
-            raise CapfiltError(
-                f"there is no setting {'.'.join(path)}: {'.'.join(path[: i + 1])} holds no settings",
-                fix="`capfilt settings` lists them",
-            )
-        if isinstance(here[step], tuple):
-            here[step] = list(here[step])
-        here = here[step]
-    last: int | str = path[-1]
-    if isinstance(here, list):
-        if not (path[-1].isdigit() and int(path[-1]) < len(here)):
-            raise CapfiltError(
-                f"there is no setting {'.'.join(path)}: {'.'.join(path[:-1])} has {len(here)} parts",
-                fix="count them from 0; `capfilt settings` lists them",
-            )
-        last = int(path[-1])
-    here[last] = value
-
-
-def _value(text: str) -> Any:
-    """Read a value as TOML would, and as plain text where TOML cannot."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return {"none": None, "null": None}.get(text.lower(), text)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-GROUND = frozenset({"__init__", "canonical", "draws", "errors", "files", "records", "settings", "versions"})
+GROUND = frozenset(
+    {"__init__", "canonical", "draws", "errors", "files", "layers", "records", "settings", "versions"}
+)
 
 FLOORS: tuple[frozenset[str], ...] = (
     GROUND,
@@ -34,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
 
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-PROVENANCE_IMPORTS = frozenset({"records", "settings", "errors", "files", "canonical"})
+PROVENANCE_IMPORTS = frozenset({"records", "settings", "layers", "errors", "files", "canonical"})
 PROVENANCE_FROM = FLOOR_OF["training"]
 """`provenance` stands beside the floors: it knows five nouns of the ground; training and above know it."""
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from capfilt import settings as module
 from capfilt.errors import CapfiltError
-from capfilt.settings import Bootstrap, Decoding, Images, Phase, Settings, changed, read_toml, validated
+from capfilt.layers import Settings, changed, read_toml, validated
+from capfilt.settings import Bootstrap, Decoding, Images, Phase
 
 if TYPE_CHECKING:
     from pathlib import Path

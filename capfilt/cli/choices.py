@@ -25,7 +25,7 @@ def chosen(
 
     `flags` are values by dotted name; None is a flag that was not given.
     """
-    from capfilt.settings import changed, read_toml
+    from capfilt.layers import changed, read_toml
 
     layers = [read_toml(config)] if config is not None else []
     settings = changed(base, *layers, nested(flags), assignments=assignments or ())

@@ -40,8 +40,9 @@ def export(
 
     Example: capfilt export runs/first --to cleaned
     """
+    from capfilt.layers import changed
     from capfilt.provenance.rundir import RunDir
-    from capfilt.settings import Bootstrap, changed
+    from capfilt.settings import Bootstrap
     from capfilt.stages.export import export_run
 
     flags = {

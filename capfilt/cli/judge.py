@@ -39,9 +39,10 @@ def judge(
 
     Example: capfilt judge runs/first --itm 0.6
     """
+    from capfilt.layers import changed
     from capfilt.provenance.policy import newest_policy
     from capfilt.provenance.rundir import RunDir
-    from capfilt.settings import Bootstrap, changed
+    from capfilt.settings import Bootstrap
 
     opened = RunDir.open(run)
     rules = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-    from capfilt.settings import Settings
+    from capfilt.layers import Settings
 
 _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
@@ -42,7 +42,7 @@ def settings(pipeline: options.PipelineOption = DEFAULT, json: options.JsonOptio
 
 def setting_rows(values: Settings, prefix: str = "") -> Iterator[dict[str, Any]]:
     """Yield name, value, range and meaning of every setting, those of groups and phases by dotted names."""
-    from capfilt.settings import Settings
+    from capfilt.layers import Settings
 
     for name in type(values).model_fields:
         value = getattr(values, name)
@@ -71,7 +71,7 @@ def _shown(value: Any) -> str:
 
 def _documented(kind: type[Settings], name: str) -> FieldInfo:
     """Return the field where it is documented: a pipeline that changes a default need not say it again."""
-    from capfilt.settings import Settings
+    from capfilt.layers import Settings
 
     groups = [base for base in kind.__mro__ if issubclass(base, Settings) and name in base.model_fields]
     found = [base.model_fields[name] for base in groups]

@@ -25,7 +25,8 @@ from pydantic import Field
 
 from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
-from capfilt.settings import Decoding, Matching, Model, Settings, SettledDecoding, validated
+from capfilt.layers import Settings, validated
+from capfilt.settings import Decoding, Matching, Model, SettledDecoding
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,6 +13,7 @@ from capfilt.canonical import canonical_json, digest_of
 from capfilt.data.clean import CleanSet, read_clean, split
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_temporaries, write_whole
+from capfilt.layers import changed
 from capfilt.models.cards import (
     CALIBRATION_FILE,
     CARD_FILE,
@@ -23,7 +24,6 @@ from capfilt.models.cards import (
     read_calibration,
     read_card,
 )
-from capfilt.settings import changed
 from capfilt.stages.calibrate import calibrate
 from capfilt.versions import versions
 

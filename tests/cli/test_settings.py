@@ -8,7 +8,8 @@ import pytest
 from pydantic import Field
 
 from capfilt.cli.settings import setting_rows
-from capfilt.settings import Bootstrap, Settings, changed
+from capfilt.layers import Settings, changed
+from capfilt.settings import Bootstrap
 
 if TYPE_CHECKING:
     from typed_commands import Capfilt

@@ -10,11 +10,12 @@ from small_models import SMALL, pictures, small_bundle, small_med, small_packed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from capfilt.layers import changed
 from capfilt.models import packed
 from capfilt.models.captioner import MedCaptioner
 from capfilt.models.filter import MedFilter
 from capfilt.models.flops import CountedText, image_encoder_cost
-from capfilt.settings import Model, SettledDecoding, Vision, changed
+from capfilt.settings import Model, SettledDecoding, Vision
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,9 +13,10 @@ import world
 
 from capfilt import files
 from capfilt.errors import CapfiltError, RunFailedError
+from capfilt.layers import changed
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.rundir import RunDir, lock, recorded_facts, stage_rows
-from capfilt.settings import Bootstrap, Compute, changed
+from capfilt.settings import Bootstrap, Compute
 from capfilt.stages.bootstrap import Request, bootstrap, resolve_devices
 from capfilt.stages.judge import JudgePairs
 from capfilt.stages.process import RecaptionAndScore

@@ -10,9 +10,10 @@ import torch
 import world
 
 from capfilt.errors import CapfiltError
+from capfilt.layers import changed
 from capfilt.models.bundle import load_bundle
 from capfilt.models.cards import read_card
-from capfilt.settings import Bootstrap, Matching, Phase, Training, Vision, changed
+from capfilt.settings import Bootstrap, Matching, Phase, Training, Vision
 from capfilt.stages.bootstrap import Request, bootstrap
 from capfilt.stages.process import RecaptionAndScore
 from capfilt.stages.shard import load_captioner, load_filter

@@ -7,9 +7,10 @@ import scenes
 import world
 
 from capfilt.errors import CapfiltError
+from capfilt.layers import changed
 from capfilt.models.cards import read_calibration, read_card
 from capfilt.reports.progress import QuietProgress
-from capfilt.settings import Bootstrap, Phase, Training, changed
+from capfilt.settings import Bootstrap, Phase, Training
 from capfilt.stages.train_one import train_one
 
 if TYPE_CHECKING:

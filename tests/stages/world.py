@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from capfilt.data.sources import find_shards, read_shard
+from capfilt.layers import changed
 from capfilt.models.bundle import pack
 from capfilt.models.cards import CALIBRATION_FILE
 from capfilt.models.med import MED
@@ -30,7 +31,6 @@ from capfilt.settings import (
     SettledDecoding,
     Text,
     Vision,
-    changed,
 )
 from capfilt.stages.bootstrap import Request, bootstrap
 from capfilt.stages.export import ExportPairs

@@ -10,7 +10,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
-from capfilt.settings import Images, Model, Text, Vision, validated
+from capfilt.layers import validated
+from capfilt.settings import Images, Model, Text, Vision
 
 if TYPE_CHECKING:
     from pathlib import Path

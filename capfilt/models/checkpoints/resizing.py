@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from capfilt.errors import CapfiltError
+from capfilt.layers import changed
 from capfilt.models.bundle import Bundle, Packed, built, empty, pack
 from capfilt.models.checkpoints.names import few
 from capfilt.models.vision import interpolated
-from capfilt.settings import changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

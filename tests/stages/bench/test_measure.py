@@ -11,7 +11,8 @@ import torch
 import world
 
 from capfilt.errors import CapfiltError
-from capfilt.settings import Vision, changed
+from capfilt.layers import changed
+from capfilt.settings import Vision
 from capfilt.stages.bench import measure as measure_module
 from capfilt.stages.bench.instruments import product_peak
 from capfilt.stages.bench.measure import BenchRequest, at_once, measure
