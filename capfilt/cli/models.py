@@ -14,6 +14,8 @@ from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.reports.text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from capfilt.stages.checkpoint import Checkpoint
 
 ModelArgument = Annotated[
@@ -63,7 +65,10 @@ def check(
 
     job = _checkpoint(model, vocabulary, heads)
     [(_, found)] = list(LocalEngine().run(check_checkpoint, [job], devices=["cpu"], threads=1))
-    following = _following(model, found["kind"], found["format"])
+    fresh = found["origin"]["fresh"] if found["origin"] is not None else ()
+    options_given = [] if vocabulary == BERT else ["--vocabulary", vocabulary]
+    options_given += [] if heads is None else ["--heads", heads]
+    following = _following(model, found["kind"], found["format"], fresh=fresh, options=options_given)
     if json:
         print_json({"model": model, **found, "next_command": following})
     else:
@@ -113,8 +118,8 @@ def convert(
     check_new(out)
     job = _checkpoint(model, vocabulary, heads, role=role, size_px=size_px), out.absolute()
     [(_, card)] = list(LocalEngine().run(convert_checkpoint, [job], devices=["cpu"], threads=1))
-    following = _following(str(out), card.kind, "bundle")
     fresh = card.origin.fresh if card.origin is not None else ()
+    following = _following(str(out), card.kind, "bundle", fresh=fresh)
     if json:
         print_json(
             {
@@ -143,9 +148,14 @@ def _checkpoint(model: str, vocabulary: str, heads: str | None, **more: Any) -> 
     return Checkpoint(source, words, heads=(int(found[1]), int(found[2])) if found else None, **more)
 
 
-def _following(model: str, kind: str, form: str) -> str:
+def _following(
+    model: str, kind: str, form: str, *, fresh: Sequence[str] = (), options: Sequence[str] = ()
+) -> str:
+    """Return what to type next; `options` are those a .pth was read with, `fresh` heads are untrained."""
     if form == "pth":
-        return next_step("models", "convert", model, "--out", "BUNDLE")
+        return next_step("models", "convert", model, *options, "--out", "BUNDLE")
+    if fresh:
+        return next_step("train", "filter", "CLEAN", "--init", model, "--out", "BUNDLE")
     if kind == "captioner":
         return next_step("recaption", "WEB", "--captioner", model, "--out", "RUN")
     if kind == "filter":

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from capfilt.settings import Images, SettledDecoding
 
 
+ROWS_AT_ONCE = 1024
+"""Captions that are written side by side; more candidates than fit are written after them."""
+
+
 @dataclass
 class Tokens:
     """Tokens that went through the decoder, and those that stand in captions, ends included."""
@@ -63,26 +67,45 @@ class MedCaptioner:
         prompt = self._prompt(decoding).to(states.device)
         start = prompt.expand(len(batch), -1)
         end = self._vocabulary.sep
-        each = {"nucleus": candidates, "beam": decoding.beams, "greedy": 1}[decoding.method]
         room = len(prompt) + decoding.max_tokens
+        each = {"nucleus": candidates, "beam": decoding.beams, "greedy": 1}[decoding.method]
         memory = self.model.memory(states, absorbed=absorbs(each * room) and not self._compiled)
-        writing = Writing(self.model, memory, room)
         if decoding.method == "beam":
-            ids = search.beam(writing.next_logits, writing.reorder, start, decoding, end)
+            writing = Writing(self.model, memory, room)
+            ids = search.beam(writing.next_logits, writing.reorder, start, decoding, end)[:, None]
+            self.tokens.computed += writing.computed
+        elif decoding.method == "greedy":
+            ids = self._written(memory, start, decoding, None)
         else:
-            numbers = None
-            if decoding.method == "nucleus":
-                numbers = _numbers(batch, decoding, seed, candidates).to(states.device)
-            # A graph is compiled for one number of rows: then captions that ended stay to the end.
-            keep = None if self._compiled else writing.keep
-            ids = search.write(writing.next_logits, start, decoding, end, numbers, each=each, keep=keep)
+            numbers = _numbers(batch, decoding, seed, candidates).to(states.device)
+            some = numbers.split(max(1, ROWS_AT_ONCE // len(batch)), dim=1)
+            ids = torch.cat([self._written(memory, start, decoding, few) for few in some], dim=1)
         rows = ids.tolist()
-        self.tokens.computed += writing.computed
-        self.tokens.needed += sum(row.index(end) + 1 if end in row else len(row) for row in rows)
-        texts = [self._text(row) for row in rows]
-        each = len(texts) // len(batch)
+        self.tokens.needed += sum(
+            row.index(end) + 1 if end in row else len(row) for mine in rows for row in mine
+        )
+        texts = [[self._text(row) for row in mine] for mine in rows]
         # Greedy and beam search have one answer: every candidate is that one.
-        return [(texts[n * each : (n + 1) * each] * candidates)[:candidates] for n in range(len(batch))]
+        return [(mine * candidates)[:candidates] for mine in texts]
+
+    def _written(
+        self, memory: list[Memory], start: Tensor, decoding: SettledDecoding, numbers: Tensor | None
+    ) -> Tensor:
+        """Return ids, (pictures, captions of each, max_tokens), by `numbers` of that shape, or greedily."""
+        each = numbers.shape[1] if numbers is not None else 1
+        writing = Writing(self.model, memory, start.shape[1] + decoding.max_tokens)
+        ids = search.write(
+            writing.next_logits,
+            start,
+            decoding,
+            self._vocabulary.sep,
+            numbers.flatten(0, 1) if numbers is not None else None,
+            each=each,
+            # A graph is compiled for one number of rows: then captions that ended stay to the end.
+            keep=None if self._compiled else writing.keep,
+        )
+        self.tokens.computed += writing.computed
+        return ids.view(len(start), each, -1)
 
     def _prompt(self, decoding: SettledDecoding) -> Tensor:
         """Return the ids that every caption begins with; with the longest caption they must have places."""
@@ -142,11 +165,10 @@ class Writing:
 
 
 def _numbers(batch: ImageBatch, decoding: SettledDecoding, seed: int, candidates: int) -> Tensor:
-    """Return the uniform numbers of every caption, float64, shape (pictures * candidates, max_tokens)."""
-    return torch.stack(
-        [
-            torch.from_numpy(uniforms(decoding.max_tokens, "caption", seed, sha256, candidate))
-            for sha256 in batch.sha256
-            for candidate in range(candidates)
-        ]
-    )
+    """Return the uniform numbers of every caption, float64, shape (pictures, candidates, max_tokens)."""
+    drawn = [
+        torch.from_numpy(uniforms(decoding.max_tokens, "caption", seed, sha256, candidate))
+        for sha256 in batch.sha256
+        for candidate in range(candidates)
+    ]
+    return torch.stack(drawn).view(len(batch), candidates, -1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from capfilt.errors import RunFailedError
 from capfilt.models.devices import on_host, steps_between_reads, widened
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def write(
     `start` (images, tokens) are the ids every caption begins with; they are read once an image, and
     `each` captions go on from there, side by side. `numbers` (images * each, max_tokens) are uniform
     in [0, 1). Returns ids (images * each, max_tokens), where `end` closes a caption and fills what
-    follows it. With `keep`, captions that have ended leave the batch, see `Keep`.
+    follows it. With `keep`, captions that have ended leave the batch, see `Keep`. Raises RunFailedError
+    where logits are no finite numbers.
     """
     images, begun = start.shape
     rows = torch.arange(images * each, device=start.device)
@@ -55,7 +57,11 @@ def write(
     ids[:, :begun] = start.repeat_interleave(each, 0)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=start.device)
     logits = next_logits(start).repeat_interleave(each, 0)
+    broken = torch.zeros((), dtype=torch.bool, device=start.device)
     for position in range(decoding.max_tokens):
+        finite = logits.amax(1).isfinite()
+        broken = broken | ~finite.all()
+        logits = torch.where(finite[:, None], logits, 0.0)  # what is drawn of it is thrown away below
         token = _chosen(logits, ids, decoding, end, position, numbers)
         token = torch.where(ended, end, token)
         ids[:, begun + position] = token
@@ -73,6 +79,11 @@ def write(
                 rows, ids, ended, token = rows[kept], ids[kept], ended[kept], token[kept]
                 numbers = numbers[kept] if numbers is not None else None
         logits = next_logits(token[:, None])
+    if on_host(broken[None])[0]:
+        raise RunFailedError(
+            "the captioner's logits are no finite numbers, so that no caption can be drawn",
+            fix="give a captioner whose training did not diverge, or try --precision fp32",
+        )
     return written
 
 

@@ -5,6 +5,7 @@ The image is encoded once for all its texts, which are read side by side in one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from capfilt.data.captions import cleaned
+from capfilt.errors import RunFailedError
 from capfilt.models.devices import widened
 from capfilt.models.inference import image_states, prepare
 from capfilt.models.med import absorbs
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
     from capfilt.settings import Images
 
+TEXTS_AT_ONCE = 16
+"""Texts of a picture that stand in one row; attention within a row grows with the square of its length."""
 AS_MADE = Matching()
 """Nothing chosen: a filter reads texts as its card says."""
 
@@ -66,19 +70,27 @@ class MedFilter:
         if not any(texts):
             return [[] for _ in texts]
         states = image_states(batch, self.model, self._card, self._precision)
-        packed = self._packed(texts)
+        packs = [
+            self._packed([mine[first : first + TEXTS_AT_ONCE] for mine in texts])
+            for first in range(0, max(map(len, texts)), TEXTS_AT_ONCE)
+        ]
         itc = itm = None
         if self.has_itc:
-            own = self.model.packed_features(packed)
+            own = torch.cat([self.model.packed_features(packed) for packed in packs], 1)
             itc = (self.model.image_features(states)[:, None] * own).sum(-1).tolist()
         if "itm" in self.model.objectives:
-            tokens, most = packed.ids.shape[1], packed.firsts.shape[1]
+            tokens = sum(packed.ids.shape[1] for packed in packs)
             memory = self.model.memory(states, absorbed=absorbs(tokens))
-            if self._matching.match_token != "cls":
-                begun = packed.ids.scatter(1, packed.firsts, self._vocabulary.first_id("enc"))
-                packed = replace(packed, ids=begun)
-            logits = self.model.packed_itm_logits(packed, memory).view(-1, most, 2)
+            logits = torch.cat(
+                [self.model.packed_itm_logits(self._begun(packed), memory) for packed in packs], 1
+            )
             itm = widened(logits).softmax(-1)[..., 1].tolist()
+        for values in (itc, itm):
+            if values and not all(math.isfinite(value) for row in values for value in row):
+                raise RunFailedError(
+                    "the filter's scores are no finite numbers",
+                    fix="give a filter whose training did not diverge, or try --precision fp32",
+                )
         return [
             [
                 Scores(itc=itc[picture][n] if itc else None, itm=itm[picture][n] if itm else None)
@@ -123,6 +135,13 @@ class MedFilter:
                 at = until
         device = self.model.device
         return Packed(*(getattr(packed, name).to(device) for name in ("ids", "text", "places", "firsts")))
+
+    def _begun(self, packed: Packed) -> Packed:
+        """Return the texts with the first token of those whose match is judged."""
+        if self._matching.match_token == "cls":
+            return packed
+        begun = packed.ids.scatter(1, packed.firsts, self._vocabulary.first_id("enc"))
+        return replace(packed, ids=begun)
 
     def _cleaned(self, text: str) -> str:
         return cleaned(text) if self._matching.clean_up == "blip" else text

@@ -125,6 +125,9 @@ class CountedText:
         passes, self.passes = self.passes, []
         made = next((one for one in passes if one.images), None)
         flops = memory_cost(self._card, made.images, absorbed=made.absorbed) if made else 0
+        alone = next((one for one in passes if not one.images and not one.writes), None)
+        if alone:  # where texts have features for ITC their pictures have too, once
+            flops += alone.rows * 2 * image_encoder_cost(self._card.model).width * self._card.model.embed
         return flops + sum(text_cost(self._card, one) for one in passes)
 
     def _begins(self, _layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -154,8 +157,7 @@ def text_cost(card: Card, one: TextPass) -> int:
         return one.rows * (flops + head)
     if one.images:
         return one.rows * (flops + wanted * 4 * width)
-    # Text read alone has features for ITC, and so has its picture.
-    return one.rows * (flops + wanted * 2 * width * card.model.embed + 2 * seen.width * card.model.embed)
+    return one.rows * (flops + wanted * 2 * width * card.model.embed)  # text read alone has features for ITC
 
 
 def memory_cost(card: Card, images: int, *, absorbed: bool) -> int:

@@ -81,7 +81,13 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
     """
     scored_by = filters_of(run)
     if not scored_by:
-        if judge.is_given and any(manifest["rows"].get("captions") for manifest in manifests(run)):
+        shards = manifests(run)
+        if judge.is_given and not shards:
+            raise CapfiltError(
+                f"{run.path} holds no shard yet, so there is nothing that a rule could judge",
+                fix="give the command that began the run again: it goes on where it stopped",
+            )
+        if judge.is_given and any(manifest["rows"].get("captions") for manifest in shards):
             raise CapfiltError(
                 f"{run.path} holds no scores, so no rule can be applied",
                 fix=f"score it first: capfilt score {run.path} --filter MODEL",

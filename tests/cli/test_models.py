@@ -100,7 +100,8 @@ def test_a_pth_is_told_with_what_is_not_read_and_the_way_to_a_folder(capfilt: Ca
     assert (found["format"], found["kind"], found["transformers"]) == ("pth", "filter", {})
     assert found["origin"]["left_out"] == {"visual_encoder_m.*": "momentum copy of the image encoder"}
     assert found["conventions"]["clean_up"] == "blip"
-    assert found["next_command"] == f"capfilt models convert {models / 'matcher.pth'} --out BUNDLE"
+    given = f"--vocabulary {models / 'words'} --heads 4,4"
+    assert found["next_command"] == f"capfilt models convert {models / 'matcher.pth'} {given} --out BUNDLE"
     shown = capfilt(*words).stdout
     assert "not read: visual_encoder_m.*: momentum copy of the image encoder" in shown
 
@@ -146,7 +147,7 @@ def test_a_bundle_of_ours_is_converted_to_itself(capfilt: Capfilt, models: Path,
         (["check", "nowhere"], "there is no nowhere", "a hub id such as NAME/MODEL"),
         (["check", "joint", "--heads", "12"], "--heads 12 is not two numbers", "--heads 12,12"),
         (["convert", "joint", "--out", "stem"], "stem is there already", "a new or an empty folder"),
-        (["check", "matcher.pth", "--vocabulary", "words"], "attention heads", "give the numbers of heads"),
+        (["check", "matcher.pth", "--vocabulary", "words"], "attention heads", "--heads V,T"),
     ],
 )
 def test_what_is_wrong_is_two_lines_with_the_mend(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import pictures, small_bundle, small_med
 
+from capfilt.errors import RunFailedError
 from capfilt.models.captioner import MedCaptioner, Writing
 from capfilt.models.decoding import write
 from capfilt.models.filter import MedFilter
@@ -210,3 +211,38 @@ def test_scores_of_packed_texts_are_those_of_each_alone(vocabulary: Vocabulary) 
             )
             assert scores.itm == pytest.approx(float(itm), abs=1e-5)
             assert scores.itc == pytest.approx(float(cosine), abs=1e-5)
+
+
+def test_more_texts_and_candidates_than_fit_side_by_side_come_after_one_another(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = MedCaptioner(small_bundle(Path("nowhere"), "captioner", ["lm"], vocabulary), CPU)
+    filter_ = MedFilter(small_bundle(Path("nowhere"), "filter", ["itc", "itm"], vocabulary), CPU)
+    decoding = SettledDecoding(min_tokens=1, max_tokens=6)
+    whole = captioner.caption(pictures(3), decoding, seed=0, candidates=7)
+    scores = filter_.score(pictures(3), [whole[0], whole[1][:2], whole[2][:5]])
+    monkeypatch.setattr("capfilt.models.captioner.ROWS_AT_ONCE", 6)
+    monkeypatch.setattr("capfilt.models.filter.TEXTS_AT_ONCE", 3)
+    batch = pictures(3)
+    assert captioner.caption(batch, decoding, seed=0, candidates=7) == whole
+    passes, batch = filter_.model.image.passes, pictures(3)
+    for mine, expected in zip(
+        filter_.score(batch, [whole[0], whole[1][:2], whole[2][:5]]), scores, strict=True
+    ):
+        assert [one.itm for one in mine] == pytest.approx([one.itm for one in expected], abs=1e-5)
+        assert [one.itc for one in mine] == pytest.approx([one.itc for one in expected], abs=1e-5)
+    assert filter_.model.image.passes == passes + 3  # still once a picture
+
+
+@pytest.mark.parametrize("method", ["nucleus", "greedy"])
+def test_models_of_no_numbers_are_refused_and_write_nothing(vocabulary: Vocabulary, method: str) -> None:
+    broken = small_bundle(Path("nowhere"), "captioner", ["lm"], vocabulary)
+    judge = small_bundle(Path("nowhere"), "filter", ["itc", "itm"], vocabulary)
+    with torch.no_grad():
+        broken.model.text.words.weight[7] = float("nan")
+        judge.model.itm_head.bias.fill_(float("inf"))
+    decoding = SettledDecoding.model_validate({"method": method, "min_tokens": 1, "max_tokens": 4})
+    with pytest.raises(RunFailedError, match="logits are no finite numbers"):
+        MedCaptioner(broken, CPU).caption(pictures(2), decoding, seed=0, candidates=1)
+    with pytest.raises(RunFailedError, match="scores are no finite numbers"):
+        MedFilter(judge, CPU).score(pictures(2), [["a cat"], ["a dog"]])

@@ -151,6 +151,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def with_defaults(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the text part and the image part of a BlipConfig, in full."""
+    for name in ("text_config", "vision_config"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise CapfiltError(f"{CONFIG_FILE}: {name} holds no object", fix="copy the folder again, whole")
     return (
         {**TEXT_DEFAULTS, **(config.get("text_config") or {})},
         {**VISION_DEFAULTS, **(config.get("vision_config") or {})},

@@ -7,14 +7,15 @@ refused: a checkpoint that is nearly right would give numbers that are nearly ri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 from capfilt.errors import CapfiltError
 from capfilt.models.bundle import Packed, built, empty, load_bundle, pack
-from capfilt.models.cards import CARD_FILE, Conventions, Objective, Origin
+from capfilt.models.cards import CARD_FILE, Conventions, Objective, Origin, read_card
 from capfilt.models.checkpoints.configs import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
@@ -129,6 +130,9 @@ def import_checkpoint(
 
 def _own(found: Found, path: Path, role: Role, size_px: int | None) -> Packed:
     """Return a bundle of ours as it is, or for pictures of another side."""
+    card = read_card(found.path)
+    if card.kind == "joint" and role != "init":
+        found = replace(found, path=found.path / role)  # a half is a whole bundle
     bundle = load_bundle(found.path)
     card = bundle.card
     _wanted(role, halves("joint", card.objectives), found.source)
@@ -220,8 +224,15 @@ def _transformers(found: Found, vocabulary: str | Path) -> _Checkpoint:
     has = _recognised(files.tensors, where)
     text, _ = with_defaults(config)
     own = any((folder / name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
+    try:
+        place = folder if own else find_vocabulary(vocabulary).path
+    except CapfiltError as error:
+        raise CapfiltError(
+            f"{where} has no {TOKENIZER_FILE} and no {VOCABULARY_FILE}, and {error.what}",
+            fix="say where its vocabulary is: --vocabulary FOLDER, in a run --set bundles.vocabulary=FOLDER",
+        ) from error
     words = load_vocabulary(
-        folder if own else find_vocabulary(vocabulary).path,
+        place,
         entries=text["vocab_size"],
         dec=text["bos_token_id"] if has == ("captioner",) else None,
     )
@@ -259,9 +270,13 @@ def _released(found: Found, vocabulary: str | Path, heads: tuple[int, int] | Non
     text = "text_decoder.bert." if has == ("captioner",) else "text_encoder."
     try:
         model = model_of_shapes(shapes, text, heads or _usual_heads(shapes, text, where))
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
         raise CapfiltError(f"{where} lacks {error.args[0]}, which BLIP has", fix=_WHAT_IS_READ) from error
-    except ValueError as error:
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+        fix = f"give other --heads than {heads[0]},{heads[1]}" if heads is not None else _WHAT_IS_READ
+        raise CapfiltError(f"{where} is built as no BLIP is: {what}", fix=fix) from error
+    except (IndexError, ValueError) as error:
         raise CapfiltError(f"{where} is built as no BLIP is: {error}", fix=_WHAT_IS_READ) from error
     words = load_vocabulary(find_vocabulary(vocabulary).path, entries=model.text.vocabulary)
     return _Checkpoint(where, "pth", files, has, model, words, AS_RELEASED)
@@ -274,7 +289,8 @@ def _usual_heads(shapes: Mapping[str, tuple[int, ...]], text: str, where: str) -
         raise CapfiltError(
             f"{where} is {widths[0]} (image) and {widths[1]} (text) wide, and nothing in it says how many "
             "attention heads share that",
-            fix="give the numbers of heads of the image encoder and of the text transformer",
+            fix="write it as a bundle first, with the numbers of heads of its image encoder and of its text: "
+            "capfilt models convert FILE --heads V,T --out BUNDLE",
         )
     return widths[0] // _HEAD_WIDTH, widths[1] // _HEAD_WIDTH
 

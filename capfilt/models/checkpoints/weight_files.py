@@ -15,6 +15,7 @@ import torch
 from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints.configs import read_json
+from capfilt.models.checkpoints.names import few
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,11 +81,23 @@ def _tensors(file: Path) -> dict[str, Tensor]:
             state = state[name]
     if not isinstance(state, dict) or not state:
         raise CapfiltError(f"{file} holds no weights", fix="give a checkpoint of BLIP or LAVIS")
-    odd = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    odd = [
+        name
+        for name, value in state.items()
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+    ]
     if odd:
         raise CapfiltError(
             f"{file} holds {odd[0]!r} where weights are expected",
             fix="give a checkpoint whose weights stand alone or under `model`",
+        )
+    broken = [
+        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise CapfiltError(
+            f"{file} holds numbers that are not finite: {few(broken)}",
+            fix="give a checkpoint of a training that did not diverge",
         )
     return state
 
