@@ -84,9 +84,15 @@ class Context:
     devices: list[str]
     """Device of each worker."""
     precision: str
-    """fp32 or bf16, resolved."""
+    """fp32, bf16 or int8, resolved."""
     start: int = 1
     """Which start of the run, from 1."""
+
+    def say_precision(self) -> None:
+        """Say in which numbers models caption and score, where these are not the ones they were made in."""
+        if self.precision != "fp32":
+            device = self.devices[0].partition(":")[0]
+            self.progress.say(f"models compute in {self.precision} on {device}; --precision fp32 is exact")
 
 
 class Stage(Protocol):

@@ -58,6 +58,8 @@ class RecaptionAndScore:
                 if path is not None:
                     record_bundle(context.run, path)
         waiting = [job for job in jobs if not committed(context.run, job.shard, job.fingerprint)]
+        if waiting:
+            context.say_precision()
         samples, images = self._work(context, waiting)
         detail = f"{len(waiting)} shards, {samples} samples, {images} images"
         if before := len(jobs) - len(waiting):

@@ -137,6 +137,8 @@ class ScoreAgain:
                         context.settings.compute.compile,
                     )
                 )
+        if jobs:
+            context.say_precision()
         context.progress.begin("score", "images")
         done: dict[int, int] = {}
 
