@@ -192,7 +192,7 @@ def _estimate_words(measured: Measured, images: int, price_per_hour: float | Non
     words = f"{images:,} images take {_hours(measured.hours(images))} with {workers}"
     if price_per_hour is not None:
         words += f" and cost {measured.hours(images) * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour"
-    words += f", if they are like these ({measured.megapixels:.2f} megapixels on average)"
+    words += f", if they are like these ({measured.megapixels:.2g} megapixels on average)"
     if measured.workers > measured.at_once:
         words += f"; {measured.workers} workers would take turns"
     return words + "."
