@@ -95,6 +95,10 @@ def import_checkpoint(
     that is missing, that nobody knows or that has another shape, by its name; and for damaged files.
     """
     found = find_checkpoint(source)
+    if heads is not None and found.path.is_dir():
+        raise CapfiltError(
+            f"{found.source} says itself how many attention heads it has", fix="leave out --heads"
+        )
     if (found.path / CARD_FILE).exists():
         return _own(found, path, role, size_px)
     theirs = _transformers(found, vocabulary) if found.path.is_dir() else _released(found, vocabulary, heads)

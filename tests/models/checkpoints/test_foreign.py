@@ -505,3 +505,9 @@ def test_a_checkpoint_in_several_files_is_read(theirs: Path, tmp_path: Path) -> 
     assert parts.origin is not None
     assert whole.origin is not None
     assert parts.origin.sha256 != whole.origin.sha256
+
+
+def test_heads_are_asked_of_nobody_who_says_them(theirs: Path, tmp_path: Path) -> None:
+    with pytest.raises(CapfiltError, match="says itself how many attention heads") as refused:
+        import_checkpoint(theirs, tmp_path / "out", role="captioner", heads=(3, 3))
+    assert "--heads" in refused.value.fix
