@@ -11,14 +11,19 @@ from torch import Tensor
 
 _OPS = torch.ops.mkldnn
 IS_THERE = bool(torch.backends.mkldnn.is_available()) and all(
-    hasattr(_OPS, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    hasattr(_OPS, name)
+    for name in ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
 )
 """Whether this build of torch can; inductor uses the same operations."""
 
 
 def can_lay_out(matrix: Tensor) -> bool:
     """Return whether a matrix can be laid out: oneDNN is there, and has products of its kind."""
-    return IS_THERE and matrix.device.type == "cpu" and matrix.dtype in (torch.float32, torch.bfloat16)
+    if not IS_THERE or matrix.device.type != "cpu":
+        return False
+    if matrix.dtype == torch.bfloat16:
+        return bool(_OPS._is_mkldnn_bf16_supported())  # older processors have no such products
+    return matrix.dtype == torch.float32
 
 
 def laid_out(matrix: Tensor) -> Tensor:

@@ -104,6 +104,18 @@ def test_eight_bits_lose_a_hundredth_however_the_rows_differ_in_size() -> None:
     assert torch.equal(Int8Linear(linear)(torch.zeros(1, 96))[0], linear.bias)
 
 
+@torch.no_grad()
+def test_a_processor_without_such_products_computes_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capfilt.models.packed.IS_THERE", False)
+    plain, ready = middling(), prepare(middling(), CPU, "fp32")
+    assert not any(isinstance(module, PackedLinear) for module in ready.modules())
+    states = plain.encode_image(pixels(2))
+    ids = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    expected = plain.lm_logits(ids, plain.memory(states))
+    found = ready.lm_logits(ids, ready.memory(ready.encode_image(pixels(2)), absorbed=True))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.skipif(not IS_THERE, reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize("gelu", [False, True])
 @torch.no_grad()
