@@ -259,7 +259,8 @@ def left_out(
             known[name] = f"the same as {TIED[name]}"
             continue
         pattern = next((one for one in _LEFT_OUT if fnmatchcase(name, one)), None)
-        if pattern is None:
+        copied = name.replace("_m.", ".", 1)
+        if pattern is None or (pattern.endswith("_m.*") and copied not in weights):
             unknown.append(name)
             continue
         if name.endswith(".position_ids") and not _counts(weights[name]):

@@ -145,14 +145,17 @@ def test_weights_that_are_not_read_are_told_by_what_they_are() -> None:
         "text_decoder.cls.predictions.decoder.weight": words.clone(),
         "text_encoder.embeddings.position_ids": torch.arange(4)[None],
         "visual_encoder_m.blocks.0.norm1.weight": words,
+        "visual_encoder.blocks.0.norm1.weight": words,
         "visual_encoder_m.norm.bias": words,
+        "visual_encoder.norm.bias": words,
+        "visual_encoder_m.blocks.0.mystery": words,
         "queue_ptr": torch.zeros(1),
         "text_encoder.pooler.dense.bias": words,
         "mystery": words,
     }
-    names = [name for name in weights if "word_embeddings" not in name]
+    names = [name for name in weights if not name.startswith("visual_encoder.") and "word_emb" not in name]
     known, unknown = left_out(weights, names, "here")
-    assert unknown == ["mystery"]
+    assert unknown == ["visual_encoder_m.blocks.0.mystery", "mystery"]  # a copy of nothing that is there
     assert known == {
         "text_decoder.cls.predictions.decoder.weight": (
             "the same as text_decoder.bert.embeddings.word_embeddings.weight"
