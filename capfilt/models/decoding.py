@@ -79,12 +79,16 @@ def write(
                 rows, ids, ended, token = rows[kept], ids[kept], ended[kept], token[kept]
                 numbers = numbers[kept] if numbers is not None else None
         logits = next_logits(token[:, None])
+    _check_numbers(broken)
+    return written
+
+
+def _check_numbers(broken: Tensor) -> None:
     if on_host(broken[None])[0]:
         raise RunFailedError(
-            "the captioner's logits are no finite numbers, so that no caption can be drawn",
+            "the captioner's logits are no finite numbers, so that no caption can be written",
             fix="give a captioner whose training did not diverge, or try --precision fp32",
         )
-    return written
 
 
 def _chosen(
@@ -185,8 +189,13 @@ def beam(
     decoding: SettledDecoding,
     end: int,
 ) -> Tensor:
-    """Return the best caption a row by beam search, ids (rows, max_tokens); see `scored_beam`."""
-    return scored_beam(next_logits, reorder, start, decoding, end)[0]
+    """Return the best caption a row by beam search, ids (rows, max_tokens); see `scored_beam`.
+
+    Raises RunFailedError where scores are no numbers.
+    """
+    ids, scores = scored_beam(next_logits, reorder, start, decoding, end)
+    _check_numbers(scores.isnan().any())
+    return ids
 
 
 def scored_beam(

@@ -36,6 +36,11 @@ def find_devices(compute: Compute) -> tuple[list[str], str]:
     precision: str = compute.precision
     if precision == "auto":
         precision = "bf16" if has_native_bf16(names[0]) else "fp32"
+    if precision == "int8" and compute.compile:
+        raise CapfiltError(
+            "compute.compile leaves matrices to torch.compile, which does not make them 8 bits wide",
+            fix="give --precision bf16, or --set compute.compile=false",
+        )
     if precision == "int8" and not is_cpu:
         raise CapfiltError(
             "--precision int8 is for CPUs, and models run on a GPU here",

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from capfilt.data.images import normalise
 from capfilt.models.devices import inference_type
 from capfilt.models.packed import can_lay_out, laid_out, product
-from capfilt.models.text import attend
+from capfilt.models.text import FeedForward, attend
 
 if TYPE_CHECKING:
     from capfilt.models.cards import Card
@@ -76,14 +76,14 @@ class HeadwiseAttention(nn.Module):
 
     def forward(self, states: Tensor, **_: Any) -> Tensor:
         """Return new states, same shape; timm's mask is never given."""
-        images, seen, width = states.shape
+        images, seen = states.shape[:2]
         qkv = self.qkv(states).to(torch.bfloat16).view(images, seen, 3, self.heads, -1)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
         heads = [
             attend(q, k, v, None, 0.0)
             for q, k, v in zip(queries.split(1, 1), keys.split(1, 1), values.split(1, 1), strict=True)
         ]
-        new: Tensor = self.proj(torch.cat(heads, 1).transpose(1, 2).reshape(images, seen, width))
+        new: Tensor = self.proj(torch.cat(heads, 1).transpose(1, 2).reshape(images, seen, -1))
         return new
 
 
@@ -119,11 +119,13 @@ def _lay_out(model: MED, precision: str) -> None:
         model.image.float()
     vit: Any = model.image.vit
     for block in getattr(vit, "blocks", ()):
-        if precision != "fp32" and _is_plain(block.attn):
-            block.attn = HeadwiseAttention(block.attn)
-        _replace(block.attn, "qkv", precision)
-        _replace(block.attn, "proj", precision)
-        _replace_feed_forward(block.mlp, "fc1", "fc2", precision)
+        # Blocks of other kinds than the plain one lack some of these, and keep what they have.
+        attention = getattr(block, "attn", None)
+        if precision != "fp32" and _is_plain(attention):
+            attention = block.attn = HeadwiseAttention(attention)
+        _replace(attention, "qkv", precision)
+        _replace(attention, "proj", precision)
+        _replace_feed_forward(getattr(block, "mlp", None), "fc1", "fc2", precision)
     text_precision = "fp32" if precision == "fp32" else "bf16"
     layers: Any = model.text.layers
     for layer in layers:
@@ -139,7 +141,7 @@ def _lay_out(model: MED, precision: str) -> None:
         model.word_head.blocks = laid_out(model.text.words.weight)
 
 
-def _is_plain(attention: nn.Module) -> bool:
+def _is_plain(attention: Any) -> bool:
     """Whether this is timm's plain attention: nothing between its parts that we would leave out."""
     return type(attention) is Attention and not any(
         isinstance(getattr(attention, name, None), nn.Module)
@@ -150,7 +152,9 @@ def _is_plain(attention: nn.Module) -> bool:
 
 def _replace_feed_forward(module: Any, up: str, down: str, precision: str) -> None:
     act = getattr(module, "act", None)
-    is_gelu = isinstance(act, nn.GELU) and act.approximate == "none"
+    # Gated kinds have a GELU too, and not right after the first map.
+    is_plain = type(module) in (Mlp, FeedForward)
+    is_gelu = is_plain and isinstance(act, nn.GELU) and act.approximate == "none"
     if is_gelu and precision != "int8" and _replace(module, up, precision, gelu=True):
         module.act = nn.Identity()
     else:

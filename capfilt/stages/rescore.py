@@ -101,6 +101,7 @@ class ScoreAgain:
             "matching": card.conventions.matching(context.settings.filter).model_dump(mode="json"),
             "device": context.devices[0].partition(":")[0],
             "precision": context.precision,
+            "compile": context.settings.compute.compile,
             "batch_size": context.settings.compute.images_at_once(context.devices[0]),
             "threads": context.settings.compute.threads,
         }

@@ -68,6 +68,8 @@ def test_eight_bits_are_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         find_devices(Compute(precision="int8"))
     assert "--precision bf16" in refused.value.fix
     assert find_devices(Compute(precision="int8", device="cpu")) == (["cpu"], "int8")
+    with pytest.raises(CapfiltError, match=r"compute\.compile"):
+        find_devices(Compute(precision="int8", device="cpu", compile=True))
 
 
 def test_a_gpu_without_bf16_works_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,14 @@ from capfilt.errors import RunFailedError
 from capfilt.models.captioner import MedCaptioner, Writing
 from capfilt.models.decoding import write
 from capfilt.models.filter import MedFilter
-from capfilt.models.inference import HeadwiseAttention, Int8Linear, PackedLinear, image_states, prepare
+from capfilt.models.inference import (
+    HeadwiseAttention,
+    Int8Linear,
+    PackedLinear,
+    _replace_feed_forward,
+    image_states,
+    prepare,
+)
 from capfilt.models.med import MED, absorbs
 from capfilt.models.packed import IS_THERE
 from capfilt.settings import Images, Model, SettledDecoding, Text, Vision
@@ -82,6 +89,43 @@ def test_maps_are_replaced_by_those_of_their_precision() -> None:
     assert "HeadwiseAttention" in kinds("bf16", "image.vit.blocks.0.attn")
     assert "HeadwiseAttention" not in kinds("fp32", "image.vit.blocks.0.attn")
     assert packed in kinds("int8", "text.layers.0.feed_forward.up")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "vit_small_patch16_18x2_224",  # two attentions and two feed-forwards side by side
+        "vit_giant_patch14_dinov2",  # a gated feed-forward
+        "vit_base_patch16_rope_reg1_gap_256",
+    ],
+)
+@torch.no_grad()
+def test_encoders_of_other_blocks_keep_what_is_theirs(name: str) -> None:
+    import timm
+
+    def encoder() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(name, depth=1, embed_dim=96, num_heads=2, img_size=56).eval()
+
+    plain, model = encoder(), small_med(["lm"], 40, WIDE)
+    model.image.vit = encoder()
+    prepare(model, CPU, "fp32")
+    pictures_ = torch.randn(1, 3, 56, 56)
+    expected = plain.forward_features(pictures_)
+    torch.testing.assert_close(model.image.vit.forward_features(pictures_), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_gated_feed_forward_is_not_taken_for_a_plain_one() -> None:
+    from timm.layers import GluMlp
+
+    torch.manual_seed(0)
+    gated = GluMlp(16, 32, act_layer=torch.nn.GELU)
+    states = torch.randn(3, 16)
+    expected = gated(states)
+    _replace_feed_forward(gated, "fc1", "fc2", "fp32")
+    torch.testing.assert_close(gated(states), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -246,7 +290,7 @@ def test_more_texts_and_candidates_than_fit_side_by_side_come_after_one_another(
     assert filter_.model.image.passes == passes + 3  # still once a picture
 
 
-@pytest.mark.parametrize("method", ["nucleus", "greedy"])
+@pytest.mark.parametrize("method", ["nucleus", "greedy", "beam"])
 def test_models_of_no_numbers_are_refused_and_write_nothing(vocabulary: Vocabulary, method: str) -> None:
     broken = small_bundle(Path("nowhere"), "captioner", ["lm"], vocabulary)
     judge = small_bundle(Path("nowhere"), "filter", ["itc", "itm"], vocabulary)
