@@ -18,7 +18,7 @@ from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models.inference import image_states, prepare
 from capfilt.models.med import absorbs
-from capfilt.models.text import Memory, TokenCache
+from capfilt.models.memory import Memory, TokenCache
 
 if TYPE_CHECKING:
     from capfilt.models.bundle import Bundle

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from capfilt.models.text import StatesMemory
+from capfilt.models.memory import StatesMemory
 from capfilt.models.vision import ImageEncoder
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints.names import few
 from capfilt.models.devices import widened
-from capfilt.models.text import Memory, Packed, TextTransformer, TokenCache, WordHead
+from capfilt.models.text import Packed, TextTransformer, WordHead
 from capfilt.models.vision import ImageEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from capfilt.models.cards import Objective
+    from capfilt.models.memory import Memory, TokenCache
     from capfilt.settings import Model
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 0.5

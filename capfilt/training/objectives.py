@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from capfilt.models.med import MED
-    from capfilt.models.text import Memory
+    from capfilt.models.memory import Memory
     from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings import Phase
 

@@ -9,7 +9,8 @@ import torch
 from small_models import SMALL, small_med
 
 from capfilt.models.decoding import draw, nucleus, shaped
-from capfilt.models.text import Packed, TokenCache
+from capfilt.models.memory import TokenCache
+from capfilt.models.text import Packed
 from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from capfilt.models.text import ImageMemory
+    from capfilt.models.memory import ImageMemory
 
 SETTINGS = Model(
     images=Images(size_px=32),
