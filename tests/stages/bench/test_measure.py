@@ -73,7 +73,7 @@ def test_every_part_is_measured_in_the_order_of_the_loop(two_models: Measured) -
     assert all(part.wall_s > 0 and part.cpu_s >= 0 for part in two_models.parts)
     assert two_models.wall_s == pytest.approx(sum(part.wall_s for part in two_models.parts))
     assert two_models.whole_wall_s == pytest.approx(two_models.wall_s)
-    assert two_models.images_per_s == 20 / two_models.wall_s
+    assert two_models.images_per_s == pytest.approx(20 / two_models.wall_s)
     assert sum(map(two_models.share, PARTS)) == pytest.approx(1)
 
 
