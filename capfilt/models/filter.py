@@ -64,27 +64,24 @@ class MedFilter:
         """Whether it gives a cosine."""
         return "itc" in self.model.objectives
 
+    @property
+    def has_itm(self) -> bool:
+        """Whether it gives a probability of a match."""
+        return "itm" in self.model.objectives
+
     @torch.inference_mode()
     def score(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> list[list[Scores]]:
         """Return scores by picture and text; see `protocols.Filter`."""
         if not any(texts):
             return [[] for _ in texts]
         states = image_states(batch, self.model, self._card, self._precision)
-        packs = [
-            self._packed([mine[first : first + TEXTS_AT_ONCE] for mine in texts])
-            for first in range(0, max(map(len, texts)), TEXTS_AT_ONCE)
-        ]
+        packs = self._packs(texts)
         itc = itm = None
         if self.has_itc:
             own = torch.cat([self.model.packed_features(packed) for packed in packs], 1)
             itc = (self.model.image_features(states)[:, None] * own).sum(-1).tolist()
-        if "itm" in self.model.objectives:
-            tokens = sum(packed.ids.shape[1] for packed in packs)
-            memory = self.model.memory(states, absorbed=absorbs(tokens))
-            logits = torch.cat(
-                [self.model.packed_itm_logits(self._begun(packed), memory) for packed in packs], 1
-            )
-            itm = widened(logits).softmax(-1)[..., 1].tolist()
+        if self.has_itm:
+            itm = self._itm_logits(states, packs).softmax(-1)[..., 1].tolist()
         for values in (itc, itm):
             if values and not all(math.isfinite(value) for row in values for value in row):
                 raise RunFailedError(
@@ -100,6 +97,16 @@ class MedFilter:
         ]
 
     @torch.inference_mode()
+    def itm_logits(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Return (pictures, most texts of a picture, 2) logits in fp32, column 1 for a match.
+
+        They order pairs that are all but certain, whose probabilities are equal. A picture's row means
+        nothing beyond its last text. At least one picture must have a text.
+        """
+        states = image_states(batch, self.model, self._card, self._precision)
+        return self._itm_logits(states, self._packs(texts))
+
+    @torch.inference_mode()
     def image_features(self, batch: ImageBatch) -> Tensor:
         """Return ITC features of pictures, unit length, shape (pictures, embed)."""
         return self.model.image_features(image_states(batch, self.model, self._card, self._precision))
@@ -108,6 +115,19 @@ class MedFilter:
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return ITC features of texts, unit length, shape (texts, embed)."""
         return self.model.packed_features(self._packed([[text] for text in texts]))[:, 0]
+
+    def _packs(self, texts: Sequence[Sequence[str]]) -> list[Packed]:
+        """Return the texts of each picture in rows of as many as stand side by side."""
+        return [
+            self._packed([mine[first : first + TEXTS_AT_ONCE] for mine in texts])
+            for first in range(0, max(map(len, texts)), TEXTS_AT_ONCE)
+        ]
+
+    def _itm_logits(self, states: Tensor, packs: Sequence[Packed]) -> Tensor:
+        tokens = sum(packed.ids.shape[1] for packed in packs)
+        memory = self.model.memory(states, absorbed=absorbs(tokens))
+        logits = [self.model.packed_itm_logits(self._begun(packed), memory) for packed in packs]
+        return widened(torch.cat(logits, 1))
 
     def _packed(self, texts: Sequence[Sequence[str]]) -> Packed:
         """Return the texts of each picture side by side, each from its [CLS] to its [SEP]."""
