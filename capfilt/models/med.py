@@ -67,6 +67,11 @@ class MED(nn.Module):
             with torch.no_grad():
                 self.temperature.clamp_(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
 
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Have the backward pass compute states again instead of keeping them, or not."""
+        self.image.checkpoint_gradients(on)
+        self.text.checkpointing = on
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return image states, (images, 1 + patches, image width), of pixels (images, 3, side, side)."""
         states: Tensor = self.image(pixels)

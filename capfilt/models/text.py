@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # the name everybody reads
+from torch.utils.checkpoint import checkpoint
 
 from capfilt.models.memory import ImageMemory, Memory, StatesMemory, TokenCache
 from capfilt.models.packed import product
@@ -219,6 +220,7 @@ class TextTransformer(nn.Module):
         grounded: bool,
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         self.dropout = text.dropout
         self.words = nn.Embedding(vocabulary_size, text.width)
         self.positions = nn.Embedding(text.places, text.width)
@@ -244,7 +246,8 @@ class TextTransformer(nn.Module):
         places = torch.arange(ids.shape[1], device=ids.device)
         states = self._embedded(ids, places)
         for number, layer in enumerate(self.layers):
-            states = layer(states, real[:, None, None, :], "encoder", memory[number] if memory else None)
+            visible = real[:, None, None, :]
+            states = self._run(layer, states, visible, "encoder", memory[number] if memory else None)
         return states
 
     def read_firsts(self, packed: Packed, memory: Sequence[Memory] | None = None) -> Tensor:
@@ -285,7 +288,15 @@ class TextTransformer(nn.Module):
         states = self._embedded(ids, places)
         for number, layer in enumerate(self.layers):
             cache = caches[number] if caches else None
-            states = layer(states, visible, "decoder", memory[number], cache, places)
+            states = self._run(layer, states, visible, "decoder", memory[number], cache, places)
+        return states
+
+    def _run(self, layer: nn.Module, *arguments: object) -> Tensor:
+        """Return a layer's states; while a model trains they may be computed again instead of kept."""
+        if self.checkpointing and torch.is_grad_enabled():
+            again: Tensor = checkpoint(layer, *arguments, use_reentrant=False)
+            return again
+        states: Tensor = layer(*arguments)
         return states
 
     def _embedded(self, ids: Tensor, places: Tensor) -> Tensor:

@@ -45,6 +45,11 @@ class ImageEncoder(nn.Module):
         """Type of the numbers it computes in."""
         return next(self.parameters()).dtype
 
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Have the backward pass compute the blocks' states again instead of keeping them, or not."""
+        if hasattr(self.vit, "set_grad_checkpointing"):
+            self.vit.set_grad_checkpointing(on)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return image states, shape (images, 1 + patches, width).
 

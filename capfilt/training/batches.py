@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from capfilt.data.images import normalise
 from capfilt.draws import permutation
@@ -48,11 +47,15 @@ class PairBatches:
         """Return how many batches one pass takes, the last and smaller one included."""
         return math.ceil(len(self) / batch_size)
 
-    def at(self, step: int, batch_size: int, *key: str | int) -> Batch:
-        """Return the batch of a step, counted from 0, in epochs shuffled by the key."""
+    def at(self, step: int, batch_size: int, parts: int, *key: str | int) -> Batch:
+        """Return the batch of a step, counted from 0, in epochs shuffled by the key.
+
+        The last batch of an epoch is smaller, but a multiple of the parts it is computed in.
+        """
         epoch, position = divmod(step, self.steps_in_epoch(batch_size))
         order = permutation(len(self), "epoch", *key, epoch)
-        return self.rows(order[position * batch_size : (position + 1) * batch_size])
+        rows = order[position * batch_size : (position + 1) * batch_size]
+        return self.rows(rows[: max(parts, len(rows) // parts * parts)])
 
     def rows(self, rows: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
         """Return the batch of these pairs."""
@@ -61,14 +64,10 @@ class PairBatches:
         longest = int(real.sum(1).max())
         squares = torch.from_numpy(self._clean.squares(self._indices[picked.numpy()].tolist(), self._images))
         pixels = normalise(squares.to(self._device, non_blocking=True), self._images)
-        same = _equal(self._image_ids[picked]) | _equal(self._caption_ids[picked])
         return Batch(
             pixels=pixels,
             ids=self._ids[picked, :longest].to(self._device),
             real=real[:, :longest].to(self._device),
-            same=same.to(self._device),
+            image_ids=self._image_ids[picked].to(self._device),
+            caption_ids=self._caption_ids[picked].to(self._device),
         )
-
-
-def _equal(ids: Tensor) -> Tensor:
-    return ids[:, None] == ids[None, :]

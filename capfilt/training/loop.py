@@ -1,25 +1,28 @@
 """The one training loop: captioner, filter and joint model differ in their phases, not in the code.
 
-Everything random is keyed by (seed, phase, step), so a checkpoint holds weights, optimizer and counters
-and no generator; a training killed and started again ends with the weights of an undisturbed one.
+Everything random is keyed by (seed, phase, step), so a checkpoint holds weights, optimizer, momentum encoder
+and counters and no generator; a training killed and started again ends with the weights of an undisturbed one.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import write_whole
-from capfilt.training.objectives import Batch, Losses, step_losses
-from capfilt.training.optim import learning_rate, optimizer_of, update
+from capfilt.training.momentum import Momentum
+from capfilt.training.objectives import Batch, Losses, Setting, step_losses, targets_in
+from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
+from capfilt.training.parallel import ALONE, World
+from capfilt.training.record import Record
+from capfilt.training.validation import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +31,32 @@ if TYPE_CHECKING:
     from capfilt.models.med import MED
     from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings import Phase, Training
-    from capfilt.training.batches import PairBatches
+    from capfilt.training.record import Row
 
-Row = dict[str, Any]
-"""One measurement, as in the catalog's metrics view, without the model's name."""
+
+class Batches(Protocol):
+    """Where the pairs of a training come from."""
+
+    def steps_in_epoch(self, batch_size: int) -> int:
+        """Return how many batches one pass takes."""
+        ...
+
+    def at(self, step: int, batch_size: int, parts: int, *key: str | int) -> Batch:
+        """Return this process's rows of the batch of a step, counted from 0.
+
+        A batch is computed in equal parts, of each of which a process has its share; they stand in order.
+        """
+        ...
+
+
+class HeldOut(Protocol):
+    """Pairs that are measured and not trained on."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, rows: range) -> Batch:
+        """Return the batch of these pairs."""
+        ...
 
 
 @dataclass
@@ -41,8 +66,8 @@ class Trainer:
     model: MED
     vocabulary: Vocabulary
     training: Training
-    train: PairBatches
-    held_out: PairBatches
+    train: Batches
+    held_out: HeldOut
     name: str
     seed: int
     autocast: torch.dtype | None
@@ -52,10 +77,14 @@ class Trainer:
     """Digest of all that the weights depend on; a checkpoint of another training is not taken up."""
     progress: Callable[[int, int, int], None]
     """Told (steps done, steps in all, pairs of this step)."""
+    say: Callable[[str], None] = lambda _: None
+    """Told what looks wrong, once."""
     keeps_image_encoder: bool = False
     """The image encoder stays as it came: no gradients, no decay, its batch norms' statistics kept."""
-    rows: list[Row] = field(default_factory=list)
-    _waiting: list[tuple[int, Losses, float]] = field(default_factory=list)
+    world: World = ALONE
+    """The processes that train this model together."""
+    record: Record = field(init=False)
+    _momentum: Momentum | None = None
     _phase: int = 0
     _step: int = 0
     """Steps done in the phase."""
@@ -64,40 +93,65 @@ class Trainer:
     _matched_in_epoch: int = 0
     """Steps of this epoch of ITM; it has as many as a pass takes, and begins when ITM does."""
 
+    def __post_init__(self) -> None:
+        phases = [(phase, self.steps_of(phase)) for phase in self.training.phases]
+        self.record = Record(phases, _setting(self.name))
+
+    @property
+    def rows(self) -> list[Row]:
+        """What was measured."""
+        return self.record.rows
+
     def run(self) -> None:
         """Train to the end of the last phase, from the newest checkpoint if there is one."""
+        self.world.share(self.model)
         state = self._saved()
         self.model.image.requires_grad_(not self.keeps_image_encoder)
+        self.model.checkpoint_gradients(self.training.gradient_checkpointing)
         for number, phase in enumerate(self.training.phases):
             if number < self._phase:
                 continue
             optimizer = optimizer_of(self.model, phase)
+            self._momentum = None
+            if phase.momentum and (phase.itc or phase.itm):
+                self._momentum = Momentum(self.model, keep=phase.momentum, queue=phase.queue)
             if state is not None:
                 optimizer.load_state_dict(state["optimizer"])
+                if self._momentum is not None:
+                    self._momentum.load_state_dict(state["momentum"])
                 state = None
             self._run_phase(number, phase, optimizer)
             self._phase, self._step = number + 1, 0
             self._matched_in_epoch = self._negatives_in_epoch = 0
+        self.model.checkpoint_gradients(False)
         self.model.eval()
 
     def _run_phase(self, number: int, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
         steps = self.steps_of(phase)
         before = sum(self.steps_of(other) for other in self.training.phases[:number])
         total = sum(map(self.steps_of, self.training.phases))
+        in_epoch = self.train.steps_in_epoch(phase.batch_size)
+        validation = Validation(self.model, self.vocabulary, self.held_out, phase, (self.seed, self.name))
+        self.record.begin(number)
         for step in range(self._step, steps):
-            batch = self.train.at(step, phase.batch_size, self.seed, self.name, number)
+            batch = self.train.at(step, phase.batch_size, phase.accumulate, self.seed, self.name, number)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(phase, step, steps)
+                group["lr"] = learning_rate(phase, step, steps, in_epoch)
             self._step_once(step, steps, phase, batch, optimizer)
             self._step = step + 1
-            self.progress(before + self._step, total, len(batch.ids))
+            self.progress(before + self._step, total, len(batch.ids) * self.world.size)
             last = self._step == steps
             if last or self._step % self.training.log_every == 0:
-                self._write_rows(phase)
+                self._write_rows()
             if last or self._step % self.training.validate_every == 0:
-                self._validate(phase)
+                with self._precision():
+                    measured = validation.measure()
+                self._check_finite(measured, "on held-out pairs ")
+                self.record.validation(self._step, measured)
+                for words in self.record.warnings():
+                    self.say(f"training the {self.name}: {words}")
             if last or self._step % self.training.checkpoint_every == 0:
-                self._write_rows(phase)
+                self._write_rows()
                 self._save(optimizer)
 
     def steps_of(self, phase: Phase) -> int:
@@ -112,16 +166,41 @@ class Trainer:
         self.model.train()
         if self.keeps_image_encoder:
             self.model.image.eval()
-        key = (self.seed, self.name, self._phase, step)
-        torch.manual_seed(seed_of("dropout", *key))
-        with_itm = phase.itm > 0 and step >= _first_with_itm(phase, steps)
-        with self._precision():
-            losses = step_losses(self.model, self.vocabulary, batch, phase, with_itm=with_itm, key=key)
-        losses.parts["gradient_norm"] = update(self.model, optimizer, losses.total, phase.clip_norm)
+        if self._momentum is not None:
+            self._momentum.follow(self.model)
+        optimizer.zero_grad(set_to_none=True)
+        alpha = soft_share(phase, step, self.train.steps_in_epoch(phase.batch_size))
+        tokens = self.world.total(targets_in(batch)) if phase.lm else None
+        done: list[Losses] = []
+        for number in range(phase.accumulate):
+            key: tuple[str | int, ...] = (self.seed, self.name, self._phase, step)
+            key += (number,) if number else ()
+            rank: tuple[str | int, ...] = (self.world.rank,) if self.world.rank else ()
+            torch.manual_seed(seed_of("dropout", *key, *rank))
+            setting = Setting(
+                with_itm=phase.itm > 0 and step >= _first_with_itm(phase, steps),
+                key=key,
+                world=self.world,
+                momentum=self._momentum,
+                alpha=alpha,
+                tokens=tokens,
+                share=1 / phase.accumulate,
+            )
+            with self._precision():
+                losses = step_losses(
+                    self.model, self.vocabulary, batch.part(number, phase.accumulate), phase, setting
+                )
+            losses.total.backward()
+            done.append(losses)
+        self.world.sum_gradients(self.model)
+        parts = _summed(done, self.world)
+        parts["gradient_norm"] = update(self.model, optimizer, phase.clip_norm)
         self.model.clamp_temperature()
-        self._waiting.append((step + 1, losses, optimizer.param_groups[0]["lr"]))
-        if losses.negatives is not None:
-            self._count_negatives(steps, phase, losses.negatives)
+        negatives = [losses.negatives for losses in done if losses.negatives is not None]
+        met = torch.stack(negatives).sum() if negatives else None
+        self.record.step(step + 1, parts, met, optimizer.param_groups[0]["lr"])
+        if met is not None:
+            self._count_negatives(steps, phase, met)
 
     def _count_negatives(self, steps: int, phase: Phase, negatives: torch.Tensor) -> None:
         """Refuse to go on where an epoch of ITM, or all the ITM of a shorter phase, saw no wrong pair.
@@ -146,67 +225,18 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=self.autocast)
 
-    def _write_rows(self, phase: Phase) -> None:
-        """Turn the losses since the last time into rows: their means, and each step without negatives."""
-        if not self._waiting:
-            return
-        last = self._waiting[-1][0]
-        for name in self._waiting[-1][1].parts:
-            values = [(step, losses.parts[name]) for step, losses, _ in self._waiting if name in losses.parts]
-            numbers = torch.stack([value.float() for _, value in values]).tolist()
-            for (step, _), number in zip(values, numbers, strict=True):
-                if not math.isfinite(number):
-                    raise self._diverged(f"{name} is {number} at step {step}")
-            self._row(phase, last, "train", name, sum(numbers) / len(numbers))
-        counted = [
-            (step, losses.negatives) for step, losses, _ in self._waiting if losses.negatives is not None
-        ]
-        counts = torch.stack([count for _, count in counted]).tolist() if counted else []
-        for (step, _), count in zip(counted, counts, strict=True):
-            if count == 0 or step == last:
-                self._row(phase, step, "train", "negatives", float(count))
-        self._row(phase, last, "train", "learning_rate", self._waiting[-1][2])
-        if "itc" in self.model.objectives:
-            self._row(phase, last, "train", "temperature", float(self.model.temperature.detach()))
-        self._waiting.clear()
-
-    def _validate(self, phase: Phase) -> None:
-        """Measure the losses on held-out pairs, in batches like the training's."""
-        if len(self.held_out) == 0:
-            return
-        self.model.eval()
-        sums: dict[str, list[float]] = {}
-        with torch.inference_mode(), self._precision():
-            for start in range(0, min(len(self.held_out), 1024), phase.batch_size):
-                batch = self.held_out.rows(range(start, min(start + phase.batch_size, len(self.held_out))))
-                losses = step_losses(
-                    self.model,
-                    self.vocabulary,
-                    batch,
-                    phase,
-                    with_itm=phase.itm > 0,
-                    key=(self.seed, self.name, "validation", start),
-                )
-                for name, value in losses.parts.items():
-                    sums.setdefault(name, []).append(float(value))
-        for name, values in sums.items():
-            mean = sum(values) / len(values)
-            if not math.isfinite(mean):
-                raise self._diverged(f"{name} on held-out pairs is {mean} after step {self._step}")
-            self._row(phase, self._step, "validation", name, mean)
-
-    def _row(self, phase: Phase, step: int, split: str, name: str, value: float) -> None:
-        label = "+".join(o for o in ("itc", "itm", "lm") if getattr(phase, o))
-        self.rows.append(
-            {
-                "phase": f"{self._phase + 1}: {label}",
-                "step": step,
-                "split": split,
-                "name": name,
-                "value": value,
-                "time": time.time(),
-            }
+    def _write_rows(self) -> None:
+        """Turn the losses since the last time into rows; one that is no number stops the training."""
+        unfinished = self.record.write(
+            self.model.temperature.detach() if "itc" in self.model.objectives else None
         )
+        if unfinished:
+            raise self._diverged(unfinished)
+
+    def _check_finite(self, measured: dict[str, float], where: str) -> None:
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise self._diverged(f"{name} {where}is {value} after step {self._step}")
 
     def _diverged(self, what: str) -> RunFailedError:
         rate = f"{_setting(self.name)}.phases.{self._phase}.learning_rate"
@@ -221,17 +251,21 @@ class Trainer:
         for name, weights in self.model.named_parameters():
             if not weights.isfinite().all():
                 raise self._diverged(f"{name} is not finite after step {self._step}")
+        self.world.wait()
+        if not self.world.leads:
+            return
         data = io.BytesIO()
         torch.save(
             {
                 "fingerprint": self.fingerprint,
                 "model": self.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "momentum": self._momentum.state_dict() if self._momentum is not None else None,
                 "phase": self._phase,
                 "step": self._step,
                 "matched_in_epoch": self._matched_in_epoch,
                 "negatives_in_epoch": int(self._negatives_in_epoch),
-                "rows": self.rows,
+                "rows": self.record.rows,
             },
             data,
         )
@@ -248,8 +282,15 @@ class Trainer:
         self._phase, self._step = state["phase"], state["step"]
         self._matched_in_epoch = state["matched_in_epoch"]
         self._negatives_in_epoch = state["negatives_in_epoch"]
-        self.rows = state["rows"]
+        self.record.resume(state["rows"])
         return state
+
+
+def _summed(parts: list[Losses], world: World) -> dict[str, torch.Tensor]:
+    """Return the losses of the whole batch: the sums of all parts' and all processes' shares."""
+    names = list(parts[0].parts)
+    mine = torch.stack([sum(part.parts[name].float() for part in parts) for name in names])  # type: ignore[arg-type]
+    return dict(zip(names, world.total(mine), strict=True))
 
 
 def _first_with_itm(phase: Phase, steps: int) -> int:

@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a cosine, as BLIP's released training uses it (paper, section 4.1)."""
+"""AdamW and what changes with the steps: learning rate, share of soft labels (BLIP, section 4.1)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,12 @@ def optimizer_of(model: nn.Module, phase: Phase) -> torch.optim.AdamW:
     )
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip_norm: float) -> Tensor:
-    """Take one step down the loss and return the gradient's norm before it was clipped.
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, clip_norm: float) -> Tensor:
+    """Take one step down the gradients and return their norm before it was clipped.
 
     Where the norm is no number, weights and moments stay as they are. The device decides that by itself,
     and whoever reads the norms later stops the training; nothing here waits for the device.
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm).detach()
     # Fused optimizers leave everything alone where this is 1, for GradScaler and for us.
     optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
@@ -42,11 +40,24 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, cli
     return norm
 
 
-def learning_rate(phase: Phase, step: int, steps: int) -> float:
-    """Return the rate of a step, counted from 0: a linear rise, then half a cosine down."""
-    warmup = phase.warmup * steps
+def learning_rate(phase: Phase, step: int, steps: int, steps_in_epoch: int | None = None) -> float:
+    """Return the rate of a step, counted from 0: a linear rise, then a fall.
+
+    The fall is half a cosine, or with `phase.decay` a step down after every pass of `steps_in_epoch`
+    steps, as in BLIP's released pre-training.
+    """
+    warmup = phase.warmup * steps if phase.warmup_steps is None else phase.warmup_steps
+    highest, first = phase.learning_rate, phase.first_learning_rate
     if step < warmup:
-        return phase.learning_rate * (step + 1) / (warmup + 1)
+        return first + (highest - first) * (step + 1) / (warmup + 1)
+    if phase.decay is not None:
+        return max(phase.final_learning_rate, highest * phase.decay ** (step // (steps_in_epoch or steps)))
     done = (step - warmup) / max(1.0, steps - warmup)
-    span = phase.learning_rate - phase.final_learning_rate
+    span = highest - phase.final_learning_rate
     return phase.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+
+def soft_share(phase: Phase, step: int, steps_in_epoch: int) -> float:
+    """Return alpha at a step, counted from 0: it rises over the first passes (ALBEF, section 3.3)."""
+    ramp = phase.alpha_epochs * steps_in_epoch
+    return phase.alpha * (min(1.0, step / ramp) if ramp else 1.0)

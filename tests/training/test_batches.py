@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from trainings import TINY, batches, drawn_pairs, words_of
+from trainings import TINY, batches, drawn_pairs, same_pairs, words_of
 
 from capfilt.data.images import normalise, to_square
 from capfilt.draws import permutation
@@ -41,7 +41,7 @@ def test_an_epoch_is_the_permutation_of_its_key_and_sees_every_pair_once(pairs: 
         seen = [
             row
             for position in range(made.steps_in_epoch(8))
-            for row in _images(made.at(epoch * 4 + position, 8, 11, "joint", 0), pairs)
+            for row in _images(made.at(epoch * 4 + position, 8, 1, 11, "joint", 0), pairs)
         ]
         order = permutation(26, "epoch", 11, "joint", 0, epoch)
         assert seen == [pairs.pairs[some[row]].image_sha256 for row in order]
@@ -52,7 +52,7 @@ def test_epochs_and_seeds_differ_in_their_order(pairs: CleanSet) -> None:
     made = batches(pairs, range(29), words_of(pairs))
 
     orders = {
-        tuple(_images(made.at(step, 29, seed, "joint", phase), pairs))
+        tuple(_images(made.at(step, 29, 1, seed, "joint", phase), pairs))
         for step in (0, 1)
         for seed in (0, 1)
         for phase in (0, 1)
@@ -64,7 +64,7 @@ def test_epochs_and_seeds_differ_in_their_order(pairs: CleanSet) -> None:
 def test_the_last_batch_of_an_epoch_holds_what_is_left(pairs: CleanSet) -> None:
     made = batches(pairs, range(29), words_of(pairs))
 
-    sizes = [len(made.at(step, 8, 0).ids) for step in range(8)]
+    sizes = [len(made.at(step, 8, 1, 0).ids) for step in range(8)]
 
     assert sizes == [8, 8, 8, 5, 8, 8, 8, 5]
     assert made.steps_in_epoch(8) == 4
@@ -95,7 +95,7 @@ def test_pairs_with_an_equal_image_or_caption_are_the_same(pairs: CleanSet) -> N
         for a in pairs.pairs
     ]
 
-    assert batch.same.tolist() == expected
+    assert same_pairs(batch).tolist() == expected
     assert sum(map(sum, expected)) > 29, "no caption is drawn twice, so nothing is tested"
 
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch.nn import functional as F
-from trainings import ALL, TINY, batches, phase, words_of
+from trainings import ALL, TINY, batches, phase, same_pairs, words_of
 
 from capfilt.models.losses import itc_loss
 from capfilt.models.med import MED
-from capfilt.training.objectives import Batch, step_losses, with_first
+from capfilt.training.objectives import Batch, Setting, step_losses, with_first
 
 if TYPE_CHECKING:
     from capfilt.data.clean import CleanSet
@@ -33,7 +33,7 @@ def model(vocabulary: Vocabulary) -> MED:
 
 
 def _losses(model: MED, vocabulary: Vocabulary, batch: Batch, *, step: int = 0) -> Losses:
-    return step_losses(model, vocabulary, batch, phase(), with_itm=True, key=(0, "joint", 0, step))
+    return step_losses(model, vocabulary, batch, phase(), Setting(with_itm=True, key=(0, "joint", 0, step)))
 
 
 def _positives_alone(model: MED, vocabulary: Vocabulary, batch: Batch) -> torch.Tensor:
@@ -67,7 +67,8 @@ def test_where_all_captions_are_equal_itm_is_that_of_the_positives_alone(
         pixels=drawn.pixels,
         ids=drawn.ids[:1].expand(4, -1),
         real=drawn.real[:1].expand(4, -1),
-        same=torch.ones(4, 4, dtype=torch.bool),
+        image_ids=torch.arange(4),
+        caption_ids=torch.zeros(4, dtype=torch.int64),
     )
 
     losses = _losses(model, vocabulary, equal)
@@ -82,9 +83,11 @@ def test_a_pair_with_nobody_to_be_confused_with_does_not_spoil_the_others(
 ) -> None:
     batch = batches(pairs, range(29), vocabulary).rows([0, 1, 2])
     # The first pair is like both others, which differ: only these two can serve each other.
-    same = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    images_alike, captions_alike = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
 
-    losses = _losses(model, vocabulary, Batch(batch.pixels, batch.ids, batch.real, same))
+    losses = _losses(
+        model, vocabulary, Batch(batch.pixels, batch.ids, batch.real, images_alike, captions_alike)
+    )
 
     memory = model.memory(model.encode_image(batch.pixels))
     images, texts = torch.tensor([0, 1, 2, 2, 1, 1, 2]), torch.tensor([0, 1, 2, 1, 2, 2, 1])
@@ -116,8 +119,8 @@ def test_the_total_is_the_weighted_sum_and_zero_leaves_a_loss_out(
     batch = batches(pairs, range(29), vocabulary).rows(range(6))
     weighted = phase(itc=0.5, itm=2.0, lm=3.0)
 
-    losses = step_losses(model, vocabulary, batch, weighted, with_itm=True, key=(0,))
-    alone = step_losses(model, vocabulary, batch, phase(itc=0, itm=0), with_itm=False, key=(0,))
+    losses = step_losses(model, vocabulary, batch, weighted, Setting(with_itm=True, key=(0,)))
+    alone = step_losses(model, vocabulary, batch, phase(itc=0, itm=0), Setting(with_itm=False, key=(0,)))
 
     parts = losses.parts
     torch.testing.assert_close(losses.total.detach(), 0.5 * parts["itc"] + 2 * parts["itm"] + 3 * parts["lm"])
@@ -135,5 +138,5 @@ def test_itc_of_a_step_is_that_of_the_features(pairs: CleanSet, model: MED, voca
     texts = model.text_features(batch.ids, batch.real)
     torch.testing.assert_close(images.norm(dim=1), torch.ones(7))
     torch.testing.assert_close(
-        losses.parts["itc"], itc_loss(images @ texts.T, batch.same, model.temperature).detach()
+        losses.parts["itc"], itc_loss(images @ texts.T, same_pairs(batch), model.temperature).detach()
     )

@@ -86,7 +86,9 @@ def test_a_loss_that_is_no_number_moves_neither_weights_nor_moments(bad: float) 
     inputs = torch.randn(5, 3)
 
     def step(factor: float) -> float:
-        return float(update(model, optimizer, model(inputs).square().sum() * factor, clip_norm=1.0))
+        optimizer.zero_grad()
+        (model(inputs).square().sum() * factor).backward()
+        return float(update(model, optimizer, clip_norm=1.0))
 
     def state() -> list[torch.Tensor]:
         moments = [value.clone() for held in optimizer.state.values() for value in held.values()]

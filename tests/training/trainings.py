@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from capfilt.models.cards import Objective
+    from capfilt.training.objectives import Batch
 
 TINY = Model(
     images=Images(size_px=16),
@@ -88,6 +89,12 @@ def trainer(
         fingerprint=fingerprint,
         progress=progress,
     )
+
+
+def same_pairs(batch: Batch) -> torch.Tensor:
+    """(pairs, pairs): true for a pair itself and for pairs with an equal image or caption."""
+    images, captions = batch.image_ids, batch.caption_ids
+    return (images[:, None] == images[None]) | (captions[:, None] == captions[None])
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
