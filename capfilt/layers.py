@@ -90,8 +90,9 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
         else:
             step = part if part in here else None
         if step is None or not isinstance(here[step], (dict, list, tuple)):
+            group = ".".join(path[: i + 1]) + ("" if step is None else f" is {here[step]!r} and")
             raise CapfiltError(
-                f"there is no setting {'.'.join(path)}: {'.'.join(path[: i + 1])} holds no settings",
+                f"there is no setting {'.'.join(path)}: {group} holds no settings",
                 fix="`capfilt settings` lists them",
             )
         if isinstance(here[step], tuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -25,7 +25,7 @@ class Images(Settings):
 
 
 class Vision(Settings):
-    """The image encoder: a ViT of timm."""
+    """The image encoder: a ViT of timm. The name of one, where this group stands, is its `timm`."""
 
     timm: str | None = None
     """Name of a timm ViT, such as vit_base_patch16_384; its own sizes then replace the ones below."""
@@ -43,6 +43,15 @@ class Vision(Settings):
     """Added to the variance in every norm (BLIP's released code: 1e-6; transformers' own default: 1e-5)."""
     stem: Literal["patch", "convolution"] = "patch"
     """How pixels become patches: one linear map, or a few convolutions that halve the side each time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip():
+            return {"timm": value.strip()}
+        if not isinstance(value, (dict, cls)):
+            raise ValueError("an image encoder is the name of a timm ViT, or a group such as {width = 768}")
+        return value
 
 
 class Text(Settings):

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from capfilt import settings as module
 from capfilt.errors import CapfiltError
 from capfilt.layers import Settings, changed, read_toml, validated
-from capfilt.settings import Bootstrap, Decoding, Images, Phase
+from capfilt.settings import Bootstrap, Decoding, Images, Phase, Vision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,6 +136,33 @@ def test_any_text_is_an_assignment_or_the_users_error(text: str) -> None:
         return
     assert "=" in text
     assert found.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "assignment", ["model.vision=vit_tiny_patch16_224", 'model.vision=" vit_tiny_patch16_224 "']
+)
+def test_the_name_of_a_vit_may_stand_where_its_group_stands(assignment: str) -> None:
+    before = changed(Bootstrap(), {"model": {"vision": {"width": 96, "norm_epsilon": 1e-5}}})
+    after = changed(before, assignments=[assignment, "model.embed=64"])
+    assert after.model.vision == Vision(timm="vit_tiny_patch16_224")
+    assert after.model.embed == 64
+    over = changed(after, {"model": {"vision": "vit_small_patch16_224"}})
+    assert over.model.vision == Vision(timm="vit_small_patch16_224")
+
+
+@pytest.mark.parametrize("value", ["3", "", "none", "true", "[1]"])
+def test_what_is_neither_a_vit_nor_its_group_is_refused_with_its_mend(value: str) -> None:
+    with pytest.raises(
+        CapfiltError, match=r"setting model\.vision .*the name of a timm ViT, or a group"
+    ) as no:
+        changed(Bootstrap(), assignments=[f"model.vision={value}"])
+    assert "--set model.vision=" in no.value.fix
+
+
+def test_a_setting_inside_a_plain_value_is_refused_by_that_value() -> None:
+    both = ["model.vision=vit_tiny_patch16_224", "model.vision.heads=3"]
+    with pytest.raises(CapfiltError, match=r"model\.vision is 'vit_tiny_patch16_224' and holds"):
+        changed(Bootstrap(), assignments=both)
 
 
 # -- files
