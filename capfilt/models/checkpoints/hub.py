@@ -41,15 +41,16 @@ class Found:
     """Commit of the hub; None for what is no download."""
 
 
-def find_checkpoint(source: str | Path) -> Found:
+def find_checkpoint(source: str | Path, *, may_lack_owner: bool = False) -> Found:
     """Return a checkpoint's path; a hub id is downloaded unless it is in the cache.
 
-    A path that exists is a path, whatever it looks like.
+    A path that exists is a path, whatever it looks like. A few old models, BERT among them, have a hub id
+    without an owner (bert-base-uncased), which otherwise is taken for a path that was mistyped.
     """
     if Path(source).exists():
         return Found(Path(source), str(source))
     match = _ID.fullmatch(str(source))
-    if match is None or match["name"].count("/") != 1:
+    if match is None or not (may_lack_owner or "/" in match["name"]):
         raise CapfiltError(
             f"there is no {source}",
             fix="give a folder, a .pth, or a hub id such as NAME/MODEL or NAME/MODEL@REVISION",
