@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# What these tests share, and the drawn world of the examples.
+# What these tests share, the names of BLIP's weights, and the drawn world of the examples.
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from trainings import drawn_pairs
