@@ -74,7 +74,7 @@ class MedFilter:
         """Return scores by picture and text; see `protocols.Filter`."""
         if not any(texts):
             return [[] for _ in texts]
-        states = image_states(batch, self.model, self._card, self._precision)
+        states = self.image_states(batch)
         packs = self._packs(texts)
         itc = itm = None
         if self.has_itc:
@@ -97,19 +97,23 @@ class MedFilter:
         ]
 
     @torch.inference_mode()
+    def image_states(self, batch: ImageBatch) -> Tensor:
+        """Return a batch's image states, (pictures, 1 + patches, width), made once for equal encoders."""
+        return image_states(batch, self.model, self._card, self._precision)
+
+    @torch.inference_mode()
     def itm_logits(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> Tensor:
         """Return (pictures, most texts of a picture, 2) logits in fp32, column 1 for a match.
 
         They order pairs that are all but certain, whose probabilities are equal. A picture's row means
         nothing beyond its last text. At least one picture must have a text.
         """
-        states = image_states(batch, self.model, self._card, self._precision)
-        return self._itm_logits(states, self._packs(texts))
+        return self._itm_logits(self.image_states(batch), self._packs(texts))
 
     @torch.inference_mode()
     def image_features(self, batch: ImageBatch) -> Tensor:
         """Return ITC features of pictures, unit length, shape (pictures, embed)."""
-        return self.model.image_features(image_states(batch, self.model, self._card, self._precision))
+        return self.model.image_features(self.image_states(batch))
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Tensor:
