@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from capfilt import __version__
 from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
+from capfilt.cli.evaluate import evaluate
 from capfilt.cli.export import export
 from capfilt.cli.inspect import inspect
 from capfilt.cli.judge import judge
@@ -98,6 +99,7 @@ for command in (
     settings,
 ):
     app.command()(command)
+app.add_typer(evaluate, name="evaluate")
 app.add_typer(models, name="models")
 
 
