@@ -23,6 +23,7 @@ from capfilt.cli.label import recaption, score
 from capfilt.cli.models import models
 from capfilt.cli.output import TYPED, print_error, typed_command
 from capfilt.cli.pipelines import pipelines
+from capfilt.cli.pretrain import pretrain
 from capfilt.cli.settings import settings
 from capfilt.cli.sql import sql
 from capfilt.cli.train import train
@@ -92,6 +93,7 @@ for command in (
     export,
     sql,
     train,
+    pretrain,
     recaption,
     score,
     bench,

@@ -40,6 +40,7 @@ class LocalEngine:
         devices: Sequence[str],
         threads: int,
         hear: Callable[[int, int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """Yield (number of the item, its result) as they come; see `stages.context.Engine`."""
         waiting = list(enumerate(items))[::-1]
@@ -64,6 +65,10 @@ class LocalEngine:
                     if kind == "progress":
                         if hear is not None:
                             hear(number, *value)
+                        continue
+                    if kind == "words":
+                        if say is not None:
+                            say(value)
                         continue
                     if kind == "error":
                         error, where = value
@@ -99,8 +104,7 @@ def _work(
     while (job := connection.recv()) is not None:
         number, item = job
 
-        def tell(done: int, total: int, number: int = number) -> None:
-            connection.send(("progress", number, (done, total)))
+        tell = _Teller(connection, number)
 
         try:
             result = work(item, device, tell)
@@ -108,6 +112,19 @@ def _work(
             connection.send(("error", number, (_portable(error), traceback.format_exc())))
             return
         connection.send(("result", number, result))
+
+
+class _Teller:
+    """A worker's word on its item, sent to whoever handed it out."""
+
+    def __init__(self, connection: multiprocessing.connection.Connection, number: int) -> None:
+        self._connection, self._number = connection, number
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        if words:
+            self._connection.send(("words", self._number, words))
+        else:
+            self._connection.send(("progress", self._number, (done, total)))
 
 
 def _hand(connection: multiprocessing.connection.Connection, process: Any, job: Any) -> None:

@@ -1,7 +1,7 @@
 """The three objectives as pure functions: ITC, ITM with hard negatives, LM (BLIP, section 3.2).
 
-They take tensors and give tensors, hold for every batch size down to one, and know no model and no process:
-who computes a part of a batch says by `of` how much the whole has, and the parts' losses add up to the whole's.
+They take tensors and give tensors, hold for every batch size down to one, and know no model and no process.
+Who computes a part of a batch says by `of` how much the whole has; the losses of parts then add up.
 """
 
 from __future__ import annotations

@@ -13,8 +13,16 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Tell = Callable[[int, int], None]
-"""A worker's word on its item: (done, in all), in units that its stage knows."""
+
+
+class Tell(Protocol):
+    """A worker's word on its item."""
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        """Say how much is done, in units that the stage knows; or a sentence, without numbers."""
+        ...
+
+
 Work = Callable[[Item, str, Tell], Result]
 """What a worker does with one item on one device; importable by name, since it crosses processes."""
 
@@ -30,10 +38,12 @@ class Engine(Protocol):
         devices: Sequence[str],
         threads: int,
         hear: Callable[[int, int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[int, Result]]:
         """Yield (number of the item, its result) as they come; one worker for each device.
 
-        `hear` is told (number of the item, done, in all). An exception in a worker stops all and is raised.
+        `hear` is told (number of the item, done, in all), `say` the sentences of workers. An exception in
+        a worker stops all and is raised.
         """
         ...
 

@@ -12,11 +12,11 @@ from capfilt.models.cards import Kind, read_calibration
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.lineage import record_bundle
+from capfilt.stages.trained import Trained
 from capfilt.stages.training_job import (
-    Trained,
     TrainingJob,
     check_shared_vision,
-    fresh_parts,
+    told_of_fresh_parts,
     train_model,
 )
 
@@ -55,12 +55,16 @@ class TrainModels:
             devices=context.devices[: len(jobs)],
             threads=context.settings.compute.threads,
             hear=lambda number, done, total: context.progress.update(_task(jobs[number]), done, total),
+            say=context.progress.say,
         ):
             results[number] = result
             context.progress.end(_task(jobs[number]))
             record_bundle(context.run, jobs[number].out)
         details = [_summary(job, results[number]) for number, job in enumerate(jobs)]
-        for line in [*details, *(fresh_parts(job, results[number]) for number, job in enumerate(jobs))]:
+        for line in [
+            *details,
+            *(told_of_fresh_parts(job, results[number]) for number, job in enumerate(jobs)),
+        ]:
             if line:
                 context.progress.say(line)
         if "filter" in self.kinds:

@@ -16,7 +16,7 @@ from capfilt.stages.training_job import (
     TrainingJob,
     are_trained,
     check_shared_vision,
-    fresh_parts,
+    told_of_fresh_parts,
     train_model,
 )
 
@@ -90,7 +90,7 @@ def _train_there(
     own = settings.captioner_training if kind == "captioner" else settings.filter_training
     init = None
     if settings.bundles.init is not None:
-        init = _start_model(settings, work, engine, progress)
+        init = start_model(settings, work, engine, progress)
     elif settings.pretrain is not None:
         init = work / "joint"
         jobs = job("joint", init, settings.pretrain, None), job(kind, out, own, init)
@@ -101,7 +101,7 @@ def _train_there(
     _train(job(kind, out, own, init), devices[0], engine, progress)
 
 
-def _start_model(settings: Bootstrap, work: Path, engine: Engine, progress: Progress) -> Path:
+def start_model(settings: Bootstrap, work: Path, engine: Engine, progress: Progress) -> Path:
     """Return the bundle of the model that is given to start from."""
     source = settings.bundles.init
     assert source is not None
@@ -148,7 +148,9 @@ def _train(job: TrainingJob, device: str, engine: Engine, progress: Progress) ->
         progress.update(task, done, total)
 
     progress.begin(task, "steps")
-    for _, result in engine.run(train_model, [job], devices=[device], threads=job.threads, hear=hear):
+    for _, result in engine.run(
+        train_model, [job], devices=[device], threads=job.threads, hear=hear, say=progress.say
+    ):
         progress.end(task)
-        if line := fresh_parts(job, result):
+        if line := told_of_fresh_parts(job, result):
             progress.say(line)

@@ -1,7 +1,7 @@
 """One training, from clean pairs to a bundle; done by a worker, knows no run.
 
-Everything the weights depend on is in the bundle's card, so that a bundle of the very same training is
-taken as it is, and a checkpoint of another one is not.
+The pairs are indexed in memory and their pixels kept there where they fit: clean pairs are thousands, and
+near copies among them are kept on one side of the split. Sets of any size are streamed: `pretraining_job`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from capfilt.data.clean import CleanSet, read_clean, split
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_temporaries, write_whole
 from capfilt.layers import changed
-from capfilt.models.cards import (
-    CALIBRATION_FILE,
-    CARD_FILE,
-    Card,
-    Kind,
-    Objective,
-    identity,
-    read_calibration,
-    read_card,
-)
+from capfilt.models.cards import CALIBRATION_FILE, CARD_FILE, Kind, identity, read_calibration, read_card
 from capfilt.stages.calibrate import calibrate
-from capfilt.versions import versions
+from capfilt.stages.trained import (
+    Recipe,
+    Trained,
+    fresh_parts,
+    objectives_in,
+    same_training,
+    write_trained,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from capfilt.models.bundle import Bundle
@@ -36,15 +33,6 @@ if TYPE_CHECKING:
     from capfilt.settings import Clean, Input, Model, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
-
-SERVES: dict[str, tuple[str, ...]] = {
-    "captioner": ("lm",),
-    "filter": ("itc", "itm"),
-    "joint": ("itc", "itm", "lm"),
-}
-"""Which objectives' parts a model keeps."""
-HEADS = ("image_projection.", "text_projection.", "temperature", "itm_head.", "word_head.")
-"""Parts of a model that may start fresh where the model it starts from has another purpose."""
 
 
 @dataclass(frozen=True)
@@ -71,24 +59,7 @@ class TrainingJob:
     threads: int
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a training came to."""
-
-    weights: str
-    """Digest."""
-    steps: int
-    pairs: int
-    held_out: int
-    refused: dict[str, int]
-    """Samples that could not be used, by reason."""
-    is_new: bool
-    """False when the bundle was there already."""
-    fresh: tuple[str, ...] = ()
-    """Parts that the model it started from lacks."""
-
-
-def fresh_parts(job: TrainingJob, result: Trained) -> str:
+def told_of_fresh_parts(job: TrainingJob, result: Trained) -> str:
     """Return what is told of heads that start fresh; nothing where there are none."""
     if not result.fresh:
         return ""
@@ -106,13 +77,25 @@ def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
         refused=dict(material.pairs.refused),
         is_new=False,
     )
-    there = _same_training(job.out, digest_of(material.facts))
+    there = same_training(job.out, digest_of(material.facts))
     if there is not None:
         _calibrate_again(job, material, device)
         return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
     trainer, fresh = _trainer(job, material, device, tell)
     trainer.run()
-    weights = _write_bundle(job, material, trainer, fresh, device)
+    recipe = Recipe(
+        kind=job.kind,
+        model=material.settings,
+        facts=material.facts,
+        data=material.facts["data"],
+        pairs=len(material.train),
+        held_out=len(material.held_out),
+        init=material.init,
+        fresh=fresh,
+    )
+    weights = write_trained(
+        job.out, trainer, recipe, lambda bundle: _calibrate(job, material, bundle, device)
+    )
     remove_temporaries(job.checkpoint)
     job.checkpoint.unlink(missing_ok=True)
     steps = sum(map(trainer.steps_of, job.training.phases))
@@ -173,6 +156,7 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
         "kind": job.kind,
         "model": settings.model_dump(mode="json"),
         "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
+        "augment": job.training.augment.model_dump(mode="json"),
         "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
         "data": pairs.digest,
         "init": identity(init.card) if init is not None else None,
@@ -215,11 +199,11 @@ def _trainer(
         vocabulary = material.init.vocabulary
     else:
         vocabulary = train_vocabulary((pair.text for pair in pairs.pairs), settings.text.vocabulary)
-    model = MED(settings, len(vocabulary), _objectives(job.training))
+    model = MED(settings, len(vocabulary), objectives_in(job.training))
     fresh: tuple[str, ...] = ()
     if material.init is not None:
         lacking, _ = adopt(model, material.init.model.state_dict())
-        fresh = _fresh(lacking, material.init, model.state_dict())
+        fresh = fresh_parts(lacking, material.init, model.state_dict())
     model.to(device)
 
     def batches(indices: list[int]) -> PairBatches:
@@ -244,70 +228,10 @@ def _trainer(
         checkpoint=job.checkpoint,
         fingerprint=digest_of(material.facts),
         progress=lambda steps, total, _: tell(steps, total),
+        say=lambda words: tell(0, 0, words),
         keeps_image_encoder=settings.shared_vision and job.kind != "joint",
     )
     return trainer, fresh
-
-
-def _fresh(lacking: list[str], init: Bundle, own: Iterable[str]) -> tuple[str, ...]:
-    """Return the heads that start fresh, here or since the start model was read; no other part may."""
-    from capfilt.models.checkpoints.names import few
-
-    odd = [name for name in lacking if not name.startswith(HEADS)]
-    if odd:
-        raise CapfiltError(
-            f"{init.path} lacks {few(odd)}, which is no head that could start fresh",
-            fix="start from a model that looks at pictures as this one does, such as a joint one",
-        )
-    drawn = init.card.origin.fresh if init.card.origin is not None else ()
-    names = [*lacking, *(name for name in drawn if name in set(own))]
-    return tuple(dict.fromkeys(name.removesuffix(".weight").removesuffix(".bias") for name in names))
-
-
-def _write_bundle(
-    job: TrainingJob, material: _Material, trainer: Trainer, fresh: tuple[str, ...], device: str
-) -> str:
-    """Write the trained model, a filter with its calibration; returns the digest of its weights."""
-    from capfilt.models.bundle import pack
-    from capfilt.models.med import MED, adopt
-
-    # What helped the training and does not serve the model's purpose stays behind.
-    kept = [name for name in trainer.model.objectives if name in SERVES[job.kind]]
-    model = MED(material.settings, len(trainer.vocabulary), kept)
-    adopt(model, trainer.model.state_dict())
-    packed = pack(
-        job.out,
-        kind=job.kind,
-        model=model,
-        settings=material.settings,
-        vocabulary=trainer.vocabulary,
-        parent=material.init.card.weights if material.init is not None else None,
-        data=material.facts["data"],
-        training={
-            **material.facts,
-            "fingerprint": digest_of(material.facts),
-            "pairs": len(material.train),
-            "held_out": len(material.held_out),
-            "fresh": fresh,
-            "init_training": material.init.card.training.get("fingerprint") if material.init else None,
-        },
-        versions=versions(),
-    )
-    packed.write(_calibrate(job, material, packed.bundle, device), trainer.rows)
-    return packed.bundle.card.weights
-
-
-def _objectives(training: Training) -> list[Objective]:
-    names: tuple[Objective, ...] = ("itc", "itm", "lm")
-    return [name for name in names if any(getattr(phase, name) for phase in training.phases)]
-
-
-def _same_training(path: Path, fingerprint: str) -> Card | None:
-    """Return the card of a bundle that came out of this very training, if it is there."""
-    if not (path / CARD_FILE).exists():
-        return None
-    card = read_card(path)
-    return card if card.training.get("fingerprint") == fingerprint else None
 
 
 def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:

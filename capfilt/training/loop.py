@@ -1,7 +1,8 @@
 """The one training loop: captioner, filter and joint model differ in their phases, not in the code.
 
 Everything random is keyed by (seed, phase, step), so a checkpoint holds weights, optimizer, momentum encoder
-and counters and no generator; a training killed and started again ends with the weights of an undisturbed one.
+and counters and no generator: a training killed and started again ends with the weights of an undisturbed
+one.
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ class Trainer:
     """The image encoder stays as it came: no gradients, no decay, its batch norms' statistics kept."""
     world: World = ALONE
     """The processes that train this model together."""
+    keep_at: tuple[int, ...] = ()
+    """Steps of the whole training after which `keep` is given the model as it is."""
+    keep: Callable[[Trainer, int], None] = lambda *_: None
     record: Record = field(init=False)
     _momentum: Momentum | None = None
     _phase: int = 0
@@ -150,6 +154,10 @@ class Trainer:
                 self.record.validation(self._step, measured)
                 for words in self.record.warnings():
                     self.say(f"training the {self.name}: {words}")
+            if before + self._step in self.keep_at:
+                self._write_rows()
+                if self.world.leads:
+                    self.keep(self, before + self._step)
             if last or self._step % self.training.checkpoint_every == 0:
                 self._write_rows()
                 self._save(optimizer)

@@ -57,7 +57,7 @@ class Losses:
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     negatives: Tensor | None = None
-    """Hard negatives that ITM saw, images and texts together, of all processes, shape (); None without ITM."""
+    """Hard negatives that ITM saw, images and texts, of all processes, shape (); None without ITM."""
 
 
 @dataclass(frozen=True)

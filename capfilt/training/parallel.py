@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from capfilt.errors import CapfiltError
+from capfilt.training import launch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,29 +97,6 @@ class World:
 ALONE = World()
 
 
-def launched() -> World:
-    """Return the processes that torchrun started, by its environment, before they know each other."""
-    return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def check_launch(processes: int, command: str) -> None:
-    """Refuse to start in another number of processes than was asked for.
-
-    Launchers have been seen to start one process where two were asked for, without a word. `command` is
-    what to run in each process, such as "-m capfilt pretrain ...".
-    """
-    world = launched()
-    if world.size == processes:
-        return
-    raise CapfiltError(
-        f"{processes} process{'es are' if processes > 1 else ' is'} asked for, and {world.size} "
-        f"{'were' if world.size > 1 else 'was'} launched",
-        fix=f"torchrun --standalone --nproc_per_node {processes} {command}"
-        if processes > 1
-        else f"say so with --set compute.processes={world.size}, or start it without torchrun",
-    )
-
-
 def local_device(device: str) -> str:
     """Return the device of this process: each process of a machine takes the GPU of its number."""
     number = os.environ.get("LOCAL_RANK")
@@ -129,7 +106,7 @@ def local_device(device: str) -> str:
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """Join the processes that torchrun started for as long as the block lasts: NCCL on GPUs, else gloo."""
-    world = launched()
+    world = World(launch.rank(), launch.launched())
     if world.size == 1:
         yield ALONE
         return

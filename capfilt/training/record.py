@@ -1,4 +1,4 @@
-"""What a training measures, as rows: losses while it runs, held-out losses now and then, warnings from both."""
+"""What a training measures, as rows: losses all along, held-out losses now and then, warnings of both."""
 
 from __future__ import annotations
 

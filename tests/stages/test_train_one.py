@@ -43,6 +43,7 @@ class KilledAt(world.InProcess):
         devices: Sequence[str],
         threads: int,
         hear: Callable[[int, int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         def heard(number: int, done: int, total: int) -> None:
             if items[number].kind == self.kind and done == 3:
@@ -50,7 +51,7 @@ class KilledAt(world.InProcess):
             if hear is not None:
                 hear(number, done, total)
 
-        return super().run(work, items, devices=devices, threads=threads, hear=heard)
+        return super().run(work, items, devices=devices, threads=threads, hear=heard, say=say)
 
 
 class Remembering(QuietProgress):

@@ -70,12 +70,15 @@ class InProcess:
         devices: Sequence[str],
         threads: int,  # noqa: ARG002
         hear: Callable[[int, int, int], None] | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         for number, item in enumerate(items):
             self.handed_out.append(item)
 
-            def tell(done: int, total: int, number: int = number) -> None:
-                if hear is not None:
+            def tell(done: int, total: int, words: str = "", *, number: int = number) -> None:
+                if words and say is not None:
+                    say(words)
+                if not words and hear is not None:
                     hear(number, done, total)
 
             yield number, work(item, devices[0], tell)
@@ -173,7 +176,7 @@ def job(run: Path, web: Path, bundles: dict[str, Path], **changes: Any) -> Shard
     return ShardJob(**{**values, **changes})
 
 
-def nobody(_done: int, _total: int) -> None:
+def nobody(_done: int, _total: int, _words: str = "") -> None:
     """Hears what a worker says."""
 
 

@@ -1,0 +1,96 @@
+"""`capfilt pretrain`: a joint model on pairs of any number, to fine-tune captioner and filter from."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capfilt.cli import options
+from capfilt.cli.choices import chosen
+from capfilt.cli.curves import write_curves
+from capfilt.cli.output import next_step, print_json, print_next, typed_command
+from capfilt.cli.pipelines import load_pipeline
+from capfilt.reports.progress import shown_progress
+
+DEFAULT = "pretrain_blip_base"
+
+
+def pretrain(
+    ctx: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Pairs as WebDataset tars, raw or exported by capfilt: a file, a folder, or a quoted glob.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="BUNDLE", help="Folder of the model.", show_default=False)
+    ],
+    clean: Annotated[
+        str | None,
+        typer.Option(
+            "--clean",
+            metavar="CLEAN",
+            help="Clean pairs beside them, as WebDataset tars; a share of them is held out to measure.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    pipeline: options.PipelineOption = DEFAULT,
+    config: options.ConfigOption = None,
+    assignments: options.SetOption = None,
+    seed: options.SeedOption = None,
+    max_pixels: options.MaxPixelsOption = None,
+    init: options.InitOption = None,
+    device: options.DeviceOption = None,
+    precision: options.PrecisionOption = None,
+    json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Pre-train a joint model with ITC, ITM and LM (BLIP, section 3.2) and write it as a bundle.
+
+    The shards are streamed, so that there may be any number. Several processes train one model together:
+    torchrun --nproc_per_node 8 -m capfilt pretrain ... --set compute.processes=8
+
+    Example: capfilt pretrain runs/first/export --clean clean --out models/next --pipeline small
+    """
+    from capfilt.engines.local import LocalEngine
+    from capfilt.stages.pretrain import pretrain as run
+    from capfilt.training.launch import check_launch, leads
+
+    settings = chosen(
+        load_pipeline(pipeline).choices(),
+        config=config,
+        flags={
+            "seed": seed,
+            "input.max_pixels": max_pixels,
+            "bundles.init": init,
+            "compute.device": device,
+            "compute.precision": precision,
+        },
+        assignments=assignments,
+    )
+    check_launch(settings.compute.processes, "-m " + shlex.join(typed_command(ctx)))
+    with shown_progress(quiet=quiet or not leads()) as progress:
+        card = run(data, clean, out, settings, LocalEngine(), progress, leads=leads())
+    if card is None:
+        return
+    picture = write_curves(out)
+    following = next_step("bootstrap", "WEB", "--clean", clean or "CLEAN", "--init", out, "--out", "RUN")
+    if json:
+        print_json(
+            {
+                "bundle": str(out),
+                "kind": card.kind,
+                "weights": card.weights,
+                "curves": str(picture),
+                "next_command": following,
+            }
+        )
+        return
+    print(f"{card.kind} {card.weights[:12]} in {out}; its curves are in {picture}")
+    print_next(following)

@@ -1,0 +1,133 @@
+"""Pre-train a joint model on any number of shards: raw ones, exported ones, clean ones beside them."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from capfilt.data.sources import find_shards
+from capfilt.data.stream import TarPool
+from capfilt.errors import CapfiltError
+from capfilt.models.cards import read_card
+from capfilt.provenance.rundir import hold
+from capfilt.stages.bootstrap import resolve_devices
+from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model
+from capfilt.stages.train_one import check_place, start_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from capfilt.data.stream import Pool
+    from capfilt.models.cards import Card
+    from capfilt.settings import Bootstrap, Training
+    from capfilt.stages.context import Engine, Progress
+    from capfilt.stages.trained import Trained
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a pre-training is to work on, found but not read."""
+
+    pools: tuple[Pool, ...]
+    clean_pools: tuple[int, ...]
+    """Numbers of the pools that pairs are held out of: the clean ones, where there are any."""
+
+
+def find_pairs(data: str, clean: str | None, settings: Bootstrap) -> Pretraining:
+    """Find the shards of a pre-training; those of CLEAN are streamed like the others."""
+    pools: list[Pool] = [TarPool(tuple(find_shards(data)), settings.input, "web")]
+    if clean is not None:
+        pools.append(TarPool(tuple(find_shards(clean)), settings.input, "clean"))
+    return Pretraining(tuple(pools), (len(pools) - 1,))
+
+
+def training_of(settings: Bootstrap) -> Training:
+    """Return how a fresh joint model is pre-trained; refused where the settings do not say."""
+    training = settings.next_round or settings.pretrain
+    if training is None:
+        name = f"pipeline {settings.pipeline}" if settings.pipeline else "the pipeline"
+        raise CapfiltError(
+            f"{name} says nothing of a pre-training",
+            fix="give one that does, such as --pipeline pretrain_blip_base or --pipeline small, or choose one "
+            "by a settings file: [[pretrain.phases]]",
+        )
+    return training
+
+
+def pretrain(
+    data: str,
+    clean: str | None,
+    out: Path,
+    settings: Bootstrap,
+    engine: Engine,
+    progress: Progress,
+    *,
+    leads: bool = True,
+) -> Card | None:
+    """Pre-train a joint model and return its card; a killed pre-training goes on where it stopped.
+
+    Of several processes only the one that leads holds the place, keeps the record and returns the card. A
+    joint bundle is replaced, a folder of other things is refused.
+    """
+    out = out.absolute()
+    check_place("joint", out)
+    pairs = find_pairs(data, clean, settings)
+    training = training_of(settings)
+    work = out.with_name(f".{out.name}.training")
+    with hold(work / "lock", out) if leads else nullcontext():
+        devices, precision = resolve_devices(settings.compute, engine)
+        init = None
+        if settings.bundles.init is not None:
+            init = work / "init"
+            if leads:
+                init = start_model(settings, work, engine, progress)
+        job = PretrainingJob(
+            out=out,
+            checkpoint=work / "joint.pt",
+            model=settings.model,
+            training=training,
+            pools=pairs.pools,
+            clean_pools=pairs.clean_pools,
+            stream=settings.stream,
+            clean=settings.clean,
+            input=settings.input,
+            bundles=settings.bundles,
+            init=init,
+            seed=settings.seed,
+            precision=precision,
+            threads=settings.compute.threads,
+            processes=settings.compute.processes,
+            decoders=settings.compute.decoders or 0,
+        )
+        result = run_pretraining(job, devices[0], engine, progress)
+        if not leads:
+            return None
+        progress.say(told(result))
+        shutil.rmtree(work, ignore_errors=True)  # the lock goes with what it guards
+    return read_card(out)
+
+
+def run_pretraining(
+    job: PretrainingJob, device: str, engine: Engine, progress: Progress, task: str = "pretrain"
+) -> Trained:
+    """Have a worker do a pre-training, and show how far it is."""
+    progress.begin(task, "steps")
+
+    def hear(_: int, done: int, total: int) -> None:
+        progress.update(task, done, total)
+
+    [(_, result)] = list(
+        engine.run(pretrain_model, [job], devices=[device], threads=job.threads, hear=hear, say=progress.say)
+    )
+    progress.end(task)
+    return result
+
+
+def told(result: Trained) -> str:
+    """Return what a pre-training came to, in words."""
+    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(result.refused.items()))
+    words = f"joint: {result.pairs} pairs in a pass, {result.held_out} held out"
+    words += f", refused {refused}" if refused else ""
+    return words + ("" if result.is_new else "; trained before")

@@ -1,0 +1,264 @@
+"""One pre-training, from streamed shards of any number to a joint bundle; done by a worker, knows no run.
+
+Under torchrun every process comes here with the same job: they train one model together, the first of them
+writes it, and all of them know by the same card whether it is there already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from capfilt.canonical import digest_of
+from capfilt.data.stream import Stream
+from capfilt.errors import CapfiltError
+from capfilt.files import remove_temporaries
+from capfilt.stages.trained import (
+    Recipe,
+    Trained,
+    fresh_parts,
+    objectives_in,
+    same_training,
+    write_trained,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from capfilt import settings
+    from capfilt.data.stream import Pool
+    from capfilt.models.bundle import Bundle
+    from capfilt.models.initial import Start
+    from capfilt.models.med import MED
+    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.settings import Bundles, Clean, Input, Model, Training
+    from capfilt.stages.context import Tell
+    from capfilt.training.loop import Trainer
+    from capfilt.training.parallel import World
+
+VOCABULARY_TEXTS = 1_000_000
+"""Texts that a vocabulary is trained on, at most."""
+
+
+@dataclass(frozen=True)
+class PretrainingJob:
+    """Everything one pre-training needs, as plain values that can cross processes."""
+
+    out: Path
+    """Bundle to write."""
+    checkpoint: Path
+    """Where a training in progress is kept."""
+    model: Model
+    training: Training
+    pools: tuple[Pool, ...]
+    """Where the pairs come from."""
+    clean_pools: tuple[int, ...]
+    """Numbers of the pools that pairs are held out of."""
+    stream: settings.Stream
+    clean: Clean
+    """What is held out."""
+    input: Input
+    bundles: Bundles
+    """What the image encoder and the text side start from."""
+    init: Path | None
+    """Bundle that the whole model starts from; None for a fresh one."""
+    seed: int
+    precision: str
+    threads: int
+    processes: int = 1
+    decoders: int = 0
+    """Threads that read and decode pictures ahead."""
+    snapshots: tuple[int, ...] = ()
+    """Steps after which the model is kept beside the bundle, as `OUT@STEP`, to look at the way."""
+
+
+def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
+    """Pre-train a model and write its bundle; a bundle of the same training is taken as it is."""
+    from capfilt.training.parallel import joined, local_device
+
+    device = local_device(device)
+    with joined(device) as world:
+        material = _read(job, device)
+        result = Trained(
+            weights="",
+            steps=0,
+            pairs=material.stream.survey().pairs,
+            held_out=len(material.stream.survey().held_out),
+            refused=dict(material.stream.survey().refused),
+            is_new=False,
+        )
+        there = same_training(job.out, digest_of(material.facts))
+        # Nobody writes the bundle before everybody has looked for it.
+        world.wait()
+        if there is not None:
+            return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
+        trainer, fresh = _trainer(job, material, device, tell, world)
+        trainer.run()
+        weights = ""
+        if world.leads:
+            weights = write_trained(job.out, trainer, _recipe(material, fresh), lambda _: None)
+            remove_temporaries(job.checkpoint)
+            job.checkpoint.unlink(missing_ok=True)
+        world.wait()
+        met: Counter[str] = getattr(trainer.train, "refused", Counter())
+        return replace(
+            result,
+            weights=weights,
+            steps=sum(map(trainer.steps_of, job.training.phases)),
+            refused=dict(Counter(result.refused) + met),
+            is_new=True,
+            fresh=fresh,
+        )
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a pre-training works on."""
+
+    init: Bundle | None
+    start: Start | None
+    settings: Model
+    """How the model is built."""
+    stream: Stream
+    facts: dict[str, Any]
+    """Everything that the trained weights depend on."""
+
+
+def _read(job: PretrainingJob, device: str) -> _Material:
+    """Read what the model starts from, and survey the pairs."""
+    from capfilt.models.bundle import load_bundle
+    from capfilt.models.cards import identity
+    from capfilt.models.devices import autocast_type
+    from capfilt.models.initial import find_start, settle
+
+    init = load_bundle(job.init) if job.init is not None else None
+    start = find_start(job.bundles, job.model) if init is None else None
+    model = init.card.model if init is not None else settle(start, job.model)
+    if job.processes > 1 and model.vision.stem == "convolution":
+        raise CapfiltError(
+            "a convolutional stem has batch norms, whose statistics would be each process's own",
+            fix="train it in one process, or set model.vision.stem=patch",
+        )
+    stream = Stream(job.pools, job.stream, job.seed, job.clean, job.clean_pools)
+    survey = stream.survey()
+    if survey.pairs < 2:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(survey.refused.items()))
+        raise CapfiltError(
+            f"the shards hold {survey.pairs} pairs to train on"
+            + (f" (refused: {reasons})" if reasons else ""),
+            fix="give WebDataset tars of KEY.jpg and KEY.txt, and weights above 0 for their texts (--set "
+            "stream.web=1)",
+        )
+    facts = {
+        "kind": "joint",
+        "model": model.model_dump(mode="json"),
+        "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
+        "augment": job.training.augment.model_dump(mode="json"),
+        "stream": job.stream.model_dump(mode="json"),
+        "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
+        "data": digest_of([pool.facts for pool in job.pools]),
+        "input": job.input.model_dump(mode="json"),
+        "init": identity(init.card) if init is not None else None,
+        "start": start.facts() if start is not None else None,
+        "seed": job.seed,
+        "device": device.partition(":")[0],
+        "precision": "bf16" if autocast_type(job.precision, device) is not None else "fp32",
+        "threads": job.threads,
+        "processes": job.processes,
+    }
+    return _Material(init, start, model, stream, facts)
+
+
+def _trainer(
+    job: PretrainingJob, material: _Material, device: str, tell: Tell, world: World
+) -> tuple[Trainer, tuple[str, ...]]:
+    """Build the model and what trains it; returns the names of the parts, too, that its start lacks."""
+    import torch
+
+    from capfilt.models.devices import autocast_type
+    from capfilt.training.loop import Trainer
+    from capfilt.training.streamed import HeldOutPairs, Reader, StreamBatches
+
+    model, vocabulary, fresh = _model(job, material)
+    model.to(device)
+    on = torch.device(device)
+    settings = material.settings
+    plain = Reader(vocabulary, settings.images, settings.text.max_tokens, on, job.input)
+    varied = Reader(
+        vocabulary, settings.images, settings.text.max_tokens, on, job.input, job.training.augment
+    )
+    trainer = Trainer(
+        model=model,
+        vocabulary=vocabulary,
+        training=job.training,
+        train=StreamBatches(material.stream, varied, world=world, threads=job.decoders),
+        held_out=HeldOutPairs(material.stream, plain),
+        name="joint",
+        seed=job.seed,
+        autocast=autocast_type(job.precision, device),
+        checkpoint=job.checkpoint,
+        fingerprint=digest_of(material.facts),
+        progress=lambda steps, total, _: tell(steps, total),
+        say=lambda words: tell(0, 0, words),
+        world=world,
+        keep_at=job.snapshots,
+        keep=_keeper(job, material, fresh),
+    )
+    return trainer, fresh
+
+
+def _model(job: PretrainingJob, material: _Material) -> tuple[MED, Vocabulary, tuple[str, ...]]:
+    """Build the model: from another one's weights, from a ViT's and a BERT's, or from scratch."""
+    import torch
+
+    from capfilt.models.initial import load_start, start_vocabulary
+    from capfilt.models.med import MED, adopt
+    from capfilt.models.vocabulary import train_vocabulary
+
+    objectives = objectives_in(job.training)
+    vocabulary = material.init.vocabulary if material.init is not None else start_vocabulary(material.start)
+    if vocabulary is None:
+        texts = islice(material.stream.texts(), VOCABULARY_TEXTS)
+        vocabulary = train_vocabulary(texts, material.settings.text.vocabulary)
+    torch.manual_seed(job.seed)
+    model = MED(material.settings, len(vocabulary), objectives)
+    if material.init is not None:
+        lacking, _ = adopt(model, material.init.model.state_dict())
+        return model, vocabulary, fresh_parts(lacking, material.init, model.state_dict())
+    if material.start is not None:
+        load_start(material.start, model, material.settings)
+    return model, vocabulary, ()
+
+
+def _recipe(material: _Material, fresh: tuple[str, ...]) -> Recipe:
+    survey = material.stream.survey()
+    return Recipe(
+        kind="joint",
+        model=material.settings,
+        facts=material.facts,
+        data=material.facts["data"],
+        pairs=survey.pairs,
+        held_out=len(survey.held_out),
+        init=material.init,
+        fresh=fresh,
+    )
+
+
+def _keeper(
+    job: PretrainingJob, material: _Material, fresh: tuple[str, ...]
+) -> Callable[[Trainer, int], None]:
+    """Return what writes a model on its way as a bundle of its own."""
+
+    def keep(trainer: Trainer, step: int) -> None:
+        recipe = replace(_recipe(material, fresh), facts={**material.facts, "stopped_at": step})
+        write_trained(snapshot(job.out, step), trainer, recipe, lambda _: None)
+
+    return keep
+
+
+def snapshot(out: Path, step: int) -> Path:
+    """Return where a model is kept as it was after a step."""
+    return out.with_name(f"{out.name}@{step}")
