@@ -58,7 +58,8 @@ class ImageEncoder(nn.Module):
         self.passes += len(pixels)
         vit: Any = self.vit
         pixels = pixels.to(self.dtype)
-        if pixels.device.type != "cpu" or torch.is_grad_enabled():
+        # What trains, the momentum encoder too, has batch norms that must see the batch whole.
+        if pixels.device.type != "cpu" or torch.is_grad_enabled() or self.training:
             states: Tensor = vit.forward_features(pixels)
             return states
         # A CPU is fastest with what fits its cache; a batch of large pictures only moves memory about.

@@ -31,6 +31,8 @@ class Momentum:
 
     def follow(self, model: MED) -> None:
         """Move a step towards the model, as it is before its own next step."""
+        # An image encoder that is kept as it came has its batch norms' statistics kept in the copy too.
+        self.encoder.image.train(model.image.training)
         theirs = dict(model.named_parameters())
         mine = list(self.encoder.named_parameters())
         with torch.no_grad():
