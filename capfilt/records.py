@@ -92,6 +92,8 @@ class Sample:
     """Encoded bytes, exactly as in the shard."""
     image_offset: int | None = None
     """Where the image's bytes begin in the tar."""
+    image_size: int | None = None
+    """Bytes of the encoded image, whether they were read or not."""
     web_text: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     """What KEY.json held; empty when there was none or it could not be parsed."""

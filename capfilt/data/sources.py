@@ -63,10 +63,22 @@ def read_shard(shard: Shard, limits: Input) -> Iterator[Sample]:
     the damaged rest of the tar; its `member` is "bytes A-B", B being one past the last byte.
     Raises CapfiltError if the tar cannot be read or changes meanwhile.
     """
+    return _samples(shard, limits, with_images=True)
+
+
+def read_without_images(shard: Shard, limits: Input) -> Iterator[Sample]:
+    """Yield what read_shard yields, but for the bytes of the images, which are not read.
+
+    `image` is None in each; `image_offset` and `image_size` say where it lies, for read_bytes.
+    """
+    return _samples(shard, limits, with_images=False)
+
+
+def _samples(shard: Shard, limits: Input, *, with_images: bool) -> Iterator[Sample]:
     with _opened(shard.path) as file:
         index = _index(file, os.fstat(file.fileno()).st_size)
         for parts in index.samples:
-            yield _sample(file, shard, parts, limits)
+            yield _sample(file, shard, parts, limits, with_image=with_images)
     if index.damage is not None:
         yield Sample(
             shard=shard.name,
@@ -131,7 +143,7 @@ def _key_and_kind(name: bytes) -> tuple[bytes, str | None]:
     return folder + slash + stem, KINDS.get(extension.decode("ascii", "replace").lower())
 
 
-def _sample(file: BinaryIO, shard: Shard, parts: _Parts, limits: Input) -> Sample:
+def _sample(file: BinaryIO, shard: Shard, parts: _Parts, limits: Input, *, with_image: bool) -> Sample:
     text, text_trouble, metadata = _words(file, shard.path, parts, limits)
     image = parts.members.get("image")
     refusal: Refusal | None = None
@@ -142,7 +154,7 @@ def _sample(file: BinaryIO, shard: Shard, parts: _Parts, limits: Input) -> Sampl
         refusal = Refusal.EMPTY_IMAGE
     elif image.size > _IMAGE_BYTES_PER_PIXEL * limits.max_pixels + _IMAGE_BYTES_BESIDE_PIXELS:
         refusal = Refusal.TOO_MANY_PIXELS
-    else:
+    elif with_image:
         data = _read(file, shard.path, image.offset, image.size)
     if parts.is_repeated:
         refusal = Refusal.REPEATED_KEY
@@ -154,6 +166,7 @@ def _sample(file: BinaryIO, shard: Shard, parts: _Parts, limits: Input) -> Sampl
         member="" if image is None else _readable(image.name),
         image=data,
         image_offset=None if image is None else image.offset,
+        image_size=None if image is None else image.size,
         web_text=text,
         metadata=metadata,
     )

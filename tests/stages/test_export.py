@@ -4,13 +4,15 @@ import errno
 import hashlib
 import json
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
 import world
 
-from capfilt.data.sources import find_shards, read_shard
+from capfilt.data.sources import find_shards, read_bytes, read_shard
+from capfilt.data.stream import TarPool
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.provenance.commit import commit_scores, manifests
 from capfilt.provenance.policy import newest_policy
@@ -112,6 +114,26 @@ def test_an_export_is_read_back_by_our_own_reader(fresh: RunDir, tmp_path: Path)
     assert len(read) == made.samples
     assert {sample.status for sample in read} == {"ok"}
     assert [sample.web_text for sample in read] == [s["txt"] for s in _samples(tmp_path / "to")]
+
+
+def test_an_export_is_streamed_with_every_text_that_was_kept(fresh: RunDir, tmp_path: Path) -> None:
+    judge_run(fresh, Judge(itm="0.3"))
+    kept = _kept(fresh)
+    export_run(fresh, tmp_path / "to", Export(texts="all", samples_per_shard=5))
+    refused: Counter[str] = Counter()
+
+    pool = TarPool(tuple(find_shards(tmp_path / "to")), Input(), "clean")
+    read = [reference for shard in range(len(pool)) for reference in pool.read(shard, refused)]
+
+    assert [[(text.text, text.source) for text in reference.texts] for reference in read] == [
+        [(text, source) for text, _, source in kept[sample["json"]["capfilt"]["key"]]]
+        for sample in _samples(tmp_path / "to")
+    ]
+    assert any(len(reference.texts) > 1 for reference in read)
+    assert [read_bytes(one.path, one.offset, one.size) for one in read] == [
+        sample["image"] for sample in _samples(tmp_path / "to")
+    ]
+    assert not refused
 
 
 def test_the_same_export_has_the_same_bytes_and_is_written_once(fresh: RunDir, tmp_path: Path) -> None:
