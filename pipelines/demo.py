@@ -35,6 +35,13 @@ class Choices(Bootstrap):
     filter_training: Training = Training(
         phases=(Phase(itc=1.0, itm=1.0, itm_from=0.2, steps=1700, batch_size=32, learning_rate=1e-3),)
     )
+    # What a next round starts from, and what the arms of `evaluate gain` are: one model for all three losses.
+    next_round: Training | None = Training(
+        phases=(
+            Phase(itc=1.0, itm=1.0, lm=1.0, itm_from=0.2, steps=2000, batch_size=32, learning_rate=1e-3),
+        ),
+        validate_every=200,
+    )
     # 90% of held-out clean pairs pass: the paper's 0.5 is strict after one right pair to two wrong ones.
     judge: Judge = Judge(itm="auto:recall=0.9")
     decoding: Decoding = Decoding(min_tokens=5, max_tokens=20)

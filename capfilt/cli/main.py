@@ -17,6 +17,7 @@ from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
 from capfilt.cli.evaluate import evaluate
 from capfilt.cli.export import export
+from capfilt.cli.gain import gain
 from capfilt.cli.inspect import inspect
 from capfilt.cli.judge import judge
 from capfilt.cli.label import recaption, score
@@ -101,6 +102,7 @@ for command in (
     settings,
 ):
     app.command()(command)
+evaluate.command()(gain)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(models, name="models")
 

@@ -43,6 +43,8 @@ class RunDir:
         self.lock_file = self.path / "run.lock"
         self.export = self.path / "export"
         """The cleaned shards."""
+        self.gain = self.path / "gain"
+        """What bootstrapping was worth: models and figures of `capfilt evaluate gain`."""
         self.catalog_file = self.path / "catalog.duckdb"
         """Views for people with a DuckDB shell; can be deleted."""
         self.provenance = self.path / "provenance"

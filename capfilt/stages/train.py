@@ -12,7 +12,6 @@ from capfilt.models.cards import Kind, read_calibration
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.lineage import record_bundle
-from capfilt.stages.trained import Trained
 from capfilt.stages.training_job import (
     TrainingJob,
     check_shared_vision,
@@ -22,6 +21,7 @@ from capfilt.stages.training_job import (
 
 if TYPE_CHECKING:
     from capfilt.settings import Bootstrap, Training
+    from capfilt.stages.trained import Trained
 
 
 @dataclass(frozen=True)

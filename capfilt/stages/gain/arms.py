@@ -1,0 +1,143 @@
+"""The arms of the comparison: which of a run's texts a model is pre-trained on (BLIP, table 1).
+
+The texts with their verdicts are written once beside the results, a row group for each shard, so that every
+arm streams from the original shards by offset and no picture is copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from capfilt.data.stream import Reference, Text
+from capfilt.errors import CapfiltError
+from capfilt.files import whole_file
+from capfilt.provenance.catalog import open_catalog
+from capfilt.provenance.policy import newest_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from capfilt.provenance.rundir import RunDir
+
+Arm = Literal["none", "F", "C", "C+F", "repeated"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+WORDS: dict[Arm, str] = {
+    "none": "raw web texts",
+    "F": "web texts that the filter keeps",
+    "C": "web and synthetic texts, unfiltered",
+    "C+F": "web and synthetic texts that the filter keeps",
+    "repeated": "raw web texts, as many as C+F has by repetition",
+}
+_COLUMNS = ("shard", "path", "key", "image_offset", "image_size", "source", "text", "keep")
+_TEXTS = """
+    SELECT p.shard, h.path, p.key, s.image_offset, s.image_size, p.source, p.text, p.keep
+    FROM pairs p JOIN samples s USING (shard, key) JOIN shards h USING (shard)
+    WHERE s.status = 'ok' AND p.text IS NOT NULL AND p.shard = ?
+    ORDER BY s.image_offset, p.source DESC, p.candidate
+"""
+
+
+@dataclass(frozen=True)
+class ArmPool:
+    """The pictures of a run with the texts of one arm."""
+
+    file: Path
+    """Written by `write_texts`."""
+    digest: str
+    """sha256 of the file."""
+    arm: Arm
+    shards: int
+
+    def __len__(self) -> int:
+        return self.shards
+
+    def read(self, shard: int, refused: Counter[str]) -> Iterator[Reference]:
+        """Yield the pictures of one shard that have a text in this arm; see `data.stream.Pool`."""
+        import pyarrow.parquet as pq
+
+        rows = pq.ParquetFile(self.file).read_row_group(shard).to_pylist()
+        for (key, offset), group in groupby(rows, key=lambda row: (row["key"], row["image_offset"])):
+            mine = list(group)
+            texts = tuple(Text(row["source"], row["text"]) for row in mine if self._takes(row))
+            if not texts:
+                refused["no_text_in_this_arm"] += 1
+                continue
+            first = mine[0]
+            yield Reference(Path(first["path"]), offset, first["image_size"], first["shard"], key, texts)
+
+    def _takes(self, row: dict[str, Any]) -> bool:
+        if not row["text"].strip():
+            return False
+        is_filtered, is_captioned = self.arm in ("F", "C+F"), self.arm in ("C", "C+F")
+        return (row["keep"] or not is_filtered) and (row["source"] == "web" or is_captioned)
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """What the pairs depend on."""
+        return [{"texts": self.digest, "arm": self.arm}]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What was written of a run's texts."""
+
+    file: Path
+    digest: str
+    shards: int
+    counts: dict[Arm, int]
+    """Texts of each arm, before any is repeated."""
+
+    def pool(self, arm: Arm) -> ArmPool:
+        """Return the pictures of an arm; those of `repeated` are the raw ones, met more often."""
+        return ArmPool(self.file, self.digest, "none" if arm == "repeated" else arm, self.shards)
+
+    @property
+    def repetition(self) -> float:
+        """How often each raw text is to be met in a pass for as many texts as C+F has."""
+        return max(1.0, self.counts["C+F"] / max(1, self.counts["none"]))
+
+
+def write_texts(run: RunDir, folder: Path) -> Texts:
+    """Write every text of a run with its verdict; CapfiltError where the run has no policy or no captions."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if newest_policy(run) is None:
+        raise CapfiltError(
+            f"{run.path} has no policy, so that nothing says what is kept",
+            fix=f"capfilt judge {run.path} --itm auto:recall=0.9",
+        )
+    file = folder / "texts.parquet"
+    counts: Counter[Arm] = Counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_catalog(run) as catalog, whole_file(file) as temporary:
+        shards = [name for (name,) in catalog.execute("SELECT shard FROM shards ORDER BY shard").fetchall()]
+        schema = catalog.sql(_TEXTS.replace("?", "''")).to_arrow_table().schema
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for shard in shards:
+                table = catalog.execute(_TEXTS, [shard]).to_arrow_table()
+                counts += _counted(table)
+                writer.write_table(table if len(table) else pa.Table.from_pylist([], schema), 1 << 30)
+    if not counts["C"] > counts["none"]:
+        raise CapfiltError(
+            f"{run.path} holds no synthetic captions, so that there is nothing to compare",
+            fix="give a run of `capfilt bootstrap`, with captioner and filter",
+        )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Texts(file, digest, len(shards), {arm: counts[arm] for arm in ARMS if arm != "repeated"})
+
+
+def _counted(table: Any) -> Counter[Arm]:
+    counts: Counter[Arm] = Counter()
+    for source, keep in zip(table["source"].to_pylist(), table["keep"].to_pylist(), strict=True):
+        is_web = source == "web"
+        counts["none"] += is_web
+        counts["F"] += is_web and bool(keep)
+        counts["C"] += 1
+        counts["C+F"] += bool(keep)
+    return counts
