@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.data.images import flattened
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints.hub import find_checkpoint
+from capfilt.models.checkpoints.names import few
 from capfilt.stages.given import content_digest
 
 if TYPE_CHECKING:
@@ -38,29 +39,34 @@ class DualEncoder:
         logging.disable_progress_bar()
         found = find_checkpoint(source)
         try:
-            self._model: Any = AutoModel.from_pretrained(found.path, local_files_only=True).float()
+            model, loading = AutoModel.from_pretrained(
+                found.path, local_files_only=True, output_loading_info=True
+            )
             self._processor: Any = AutoImageProcessor.from_pretrained(found.path, local_files_only=True)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(found.path, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise CapfiltError(
                 f"--clip {source} cannot be loaded: {_first_line(error)}", fix=_MEND
             ) from error
-        if not hasattr(self._model, "get_image_features") or not hasattr(self._model, "get_text_features"):
+        kind = model.config.model_type
+        if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise CapfiltError(
-                f"--clip {source} is a {self._model.config.model_type}, which has no features of pictures "
-                "and texts",
-                fix=_MEND,
+                f"--clip {source} is a {kind}, which has no features of pictures and texts", fix=_MEND
             )
+        # transformers draws what is missing at random: the figures would look like those of a poor model.
+        if missing := sorted(loading["missing_keys"]):
+            raise CapfiltError(f"--clip {source} is a {kind} without {few(missing)}", fix=_MEND)
+        self._model: Any = model.float()
         self._model.eval().requires_grad_(False).to(device)
         self._device = device
         config = self._model.config
-        self._padding = "max_length" if config.model_type in _PADDED_TO_THE_FULL else True
+        self._padding = "max_length" if kind in _PADDED_TO_THE_FULL else True
         self._most_tokens = config.text_config.max_position_embeddings
         self.facts = {
             "source": source,
             "revision": found.revision,
             "content": content_digest(found.path),
-            "kind": config.model_type,
+            "kind": kind,
         }
         """What it is, for the record."""
 

@@ -123,10 +123,10 @@ def read_pairs(
         if reason is None and (not isinstance(kind, str) or not kind):
             reason = UNLABELLED
         if reason is None and not index.has_picture(sample):
-            if limit is not None and index.pictures >= limit:
+            reason = _undecodable(sample, limits)
+            if reason is None and limit is not None and index.pictures >= limit:
                 is_cut = True
                 break
-            reason = _undecodable(sample, limits)
         if reason is None:
             index.add(path, sample, str(kind))
         else:

@@ -1,0 +1,108 @@
+"""The dual encoder beside a filter, against transformers' own logits on the same files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import drawn
+import numpy as np
+import pytest
+import small_clip
+import torch
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
+
+from capfilt.errors import CapfiltError
+from capfilt.stages.evaluate.dual_encoder import DualEncoder
+from capfilt.stages.evaluate.filtering import FilterChoices
+from capfilt.stages.evaluate.retrieval import RetrievalChoices
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_clip.clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_clip.siglip(tmp_path_factory.mktemp("siglip"))
+
+
+def logits(folder: Path, pairs: Any, processor: Any, padding: Any) -> np.ndarray:
+    """What transformers gives for every picture and text: shape (pictures, texts), scale and bias undone."""
+    model = AutoModel.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pixels = processor.from_pretrained(folder)(
+        images=[picture.convert("RGB") for picture in pairs.batch(range(pairs.pictures)).pictures],
+        return_tensors="pt",
+    )
+    words = tokenizer(pairs.texts, padding=padding, truncation=True, max_length=12, return_tensors="pt")
+    with torch.inference_mode():
+        found = model(
+            pixel_values=pixels["pixel_values"],
+            input_ids=words["input_ids"],
+            attention_mask=words["attention_mask"],
+        ).logits_per_image
+        bias = getattr(model, "logit_bias", torch.zeros(()))
+        cosines: np.ndarray = ((found - bias) / model.logit_scale.exp()).numpy()
+    return cosines
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_cosines_are_those_of_transformers(kind: str, test_set: Path, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(kind)
+    pairs = drawn.pairs(test_set)
+    theirs = logits(
+        folder,
+        pairs,
+        CLIPImageProcessor if kind == "clip" else SiglipImageProcessor,
+        True if kind == "clip" else "max_length",
+    )
+    ours = DualEncoder(str(folder), "cpu")
+    pictures = np.concatenate([ours.image_features(pairs.batch([n]).pictures) for n in range(pairs.pictures)])
+    texts = np.concatenate([ours.text_features(pairs.texts[:10]), ours.text_features(pairs.texts[10:])])
+    assert theirs.std(axis=0).min() > 1e-3  # what is seen matters
+    assert theirs.std(axis=1).min() > 1e-3  # what is read matters
+    assert pictures @ texts.T == pytest.approx(theirs, abs=2e-6)
+
+
+def test_it_ranks_and_scores_beside_the_filter(
+    clip: Path, bundles: dict[str, Path], test_set: Path, noisy_set: Path
+) -> None:
+    theirs = logits(clip, drawn.pairs(test_set), CLIPImageProcessor, True)
+    right = drawn.pairs(test_set).right_texts()
+    evaluation = drawn.evaluated("retrieval", bundles["filter"], test_set, RetrievalChoices(), clip=str(clip))
+    for k in (1, 5):
+        first = np.argsort(-theirs, axis=1)[:, :k]
+        hits = [bool(set(mine) & set(found.tolist())) for mine, found in zip(right, first, strict=True)]
+        figure = drawn.figures(evaluation)["image to text", "dual encoder", f"R@{k}"]
+        assert figure.value == pytest.approx(np.mean(hits))
+    facts = evaluation.found.facts["dual_encoder"]
+    assert (facts["source"], facts["kind"], facts["revision"]) == (str(clip), "clip", None)
+
+    pairs = drawn.pairs(noisy_set, kind_field="noise_kind")
+    theirs = logits(clip, pairs, CLIPImageProcessor, True)
+    found = drawn.evaluated(
+        "filter", bundles["filter"], noisy_set, FilterChoices("noise_kind"), clip=str(clip)
+    )
+    mine = [row["dual_encoder"] for row in found.found.items]
+    assert mine == pytest.approx([theirs[p.image_id, p.caption_id] for p in pairs.pairs], abs=2e-6)
+    assert found.found.facts["encoder_passes"] == 30  # the filter's own, as without it
+
+
+def test_a_text_that_is_too_long_is_cut(clip: Path) -> None:
+    ours = DualEncoder(str(clip), "cpu")
+    long = ours.text_features(["a red dog and " * 20])
+    assert np.isfinite(long).all()
+
+
+def test_what_is_no_dual_encoder_is_refused(bundles: dict[str, Path], test_set: Path, tmp_path: Path) -> None:
+    for source, what in (
+        (tmp_path / "nowhere", "there is no"),
+        (tmp_path, "cannot be loaded"),
+        (bundles["captioner"], "is a blip without "),
+    ):
+        with pytest.raises(CapfiltError, match=what):
+            drawn.evaluated("retrieval", bundles["filter"], test_set, clip=str(source))
