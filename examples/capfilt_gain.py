@@ -15,15 +15,17 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import scenes
 
 from capfilt.evaluation.intervals import Figure, mean_interval
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.rundir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 SIZES = {"full": (1500, 6000, 300), "small": (200, 160, 40)}
 """Pairs of the clean set, of the web set, and test pictures."""
@@ -134,32 +136,21 @@ def draw(world: Path, seed: int, size: str) -> None:
 
 def bootstrap_all(world: Path, seed: int, table: str, size: str) -> None:
     """Make the runs that a table compares."""
-    base = [
-        "bootstrap",
-        f"{world}/web",
-        "--clean",
-        f"{world}/clean",
-        "--pipeline",
-        "demo",
-        "--seed",
-        f"{seed}",
-    ]
+    base = ["bootstrap", f"{world}/web", "--clean", f"{world}/clean", "--pipeline", "demo"]
+    base += ["--seed", f"{seed}"]
+    few: list[str] = []
     if size == "small":  # too little to learn from: it shows that everything runs
-        base += ["--accept-weak-filter", "--set", "judge.itm=auto:recall=0.95"]
-        base += [
-            "--set",
-            "captioner_training.phases.0.steps=20",
-            "--set",
-            "filter_training.phases.0.steps=20",
-        ]
-    capfilt([*base, "--out", f"{world}/run"])
+        base += ["--accept-weak-filter", "--itm", "auto:recall=0.95"]
+        few = [f"--set={kind}_training.phases.0.steps=20" for kind in ("captioner", "filter")]
     own = ["--captioner", f"{world}/run/models/captioner", "--filter", f"{world}/run/models/filter"]
+    wanted = {"run": few}
     if table == "2":
-        capfilt([*base, *own, "--out", f"{world}/beam", "--set", "decoding.method=beam"])
+        wanted["beam"] = [*own, "--set", "decoding.method=beam"]
     if table == "4":
-        recipe = ["--config", f"{world.parent}/shared.toml"]
-        base = [word for word in base if not word.startswith(("captioner_", "filter_"))]
-        capfilt([*[w for w in base if w != "--set"], *recipe, "--out", f"{world}/shared"])
+        wanted["shared"] = ["--config", f"{world.parent}/shared.toml"]
+    for run, choices in wanted.items():
+        if not (world / run / "export").exists():
+            capfilt([*base, *choices, "--out", f"{world}/{run}"])
 
 
 def compare(world: Path, seed: int, table: str) -> None:
@@ -167,12 +158,10 @@ def compare(world: Path, seed: int, table: str) -> None:
     runs = {"1": ["run"], "repeated": ["run"], "2": ["beam"], "4": ["shared"]}[table]
     arms = TABLES[table] or ("C+F",)
     for run in runs:
-        capfilt(
-            ["evaluate", "gain", f"{world}/{run}", "--clean", f"{world}/clean", "--test", f"{world}/test"]
-            + ["--config", f"{world.parent}/gain.toml", "--arms", ",".join(arms), "--seeds", "1"]
-            + ["--seed", f"{seed}", "--json"],
-            quiet=True,
-        )
+        command = ["evaluate", "gain", f"{world}/{run}", "--clean", f"{world}/clean"]
+        command += ["--test", f"{world}/test", "--config", f"{world.parent}/gain.toml"]
+        command += ["--arms", ",".join(arms), "--seeds", "1", "--seed", f"{seed}", "--json"]
+        capfilt(command, quiet=True)
 
 
 def capfilt(arguments: list[str], *, quiet: bool = False) -> None:

@@ -117,10 +117,10 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
     folder.mkdir(parents=True, exist_ok=True)
     with open_catalog(run) as catalog, whole_file(file) as temporary:
         shards = [name for (name,) in catalog.execute("SELECT shard FROM shards ORDER BY shard").fetchall()]
-        schema = catalog.sql(_TEXTS.replace("?", "''")).to_arrow_table().schema
+        schema = catalog.sql(_TEXTS, params=[""]).to_arrow_table().schema
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for shard in shards:
-                table = catalog.execute(_TEXTS, [shard]).to_arrow_table()
+                table = catalog.sql(_TEXTS, params=[shard]).to_arrow_table()
                 counts += _counted(table)
                 writer.write_table(table if len(table) else pa.Table.from_pylist([], schema), 1 << 30)
     if not counts["C"] > counts["none"]:
