@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
     from capfilt.training.parallel import World
+    from capfilt.training.streamed import StreamBatches
 
 VOCABULARY_TEXTS = 1_000_000
 """Texts that a vocabulary is trained on, at most."""
@@ -95,7 +96,7 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
         world.wait()
         if there is not None:
             return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
-        trainer, fresh = _trainer(job, material, device, tell, world)
+        trainer, batches, fresh = _trainer(job, material, device, tell, world)
         trainer.run()
         weights = ""
         if world.leads:
@@ -103,12 +104,11 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
             remove_temporaries(job.checkpoint)
             job.checkpoint.unlink(missing_ok=True)
         world.wait()
-        met: Counter[str] = getattr(trainer.train, "refused", Counter())
         return replace(
             result,
             weights=weights,
             steps=sum(map(trainer.steps_of, job.training.phases)),
-            refused=dict(Counter(result.refused) + met),
+            refused=dict(Counter(result.refused) + batches.refused),
             is_new=True,
             fresh=fresh,
         )
@@ -174,8 +174,8 @@ def _read(job: PretrainingJob, device: str) -> _Material:
 
 def _trainer(
     job: PretrainingJob, material: _Material, device: str, tell: Tell, world: World
-) -> tuple[Trainer, tuple[str, ...]]:
-    """Build the model and what trains it; returns the names of the parts, too, that its start lacks."""
+) -> tuple[Trainer, StreamBatches, tuple[str, ...]]:
+    """Build the model and what trains it; returns the batches, too, and the parts that its start lacks."""
     import torch
 
     from capfilt.models.devices import autocast_type
@@ -190,11 +190,12 @@ def _trainer(
     varied = Reader(
         vocabulary, settings.images, settings.text.max_tokens, on, job.input, job.training.augment
     )
+    batches = StreamBatches(material.stream, varied, world=world, threads=job.decoders)
     trainer = Trainer(
         model=model,
         vocabulary=vocabulary,
         training=job.training,
-        train=StreamBatches(material.stream, varied, world=world, threads=job.decoders),
+        train=batches,
         held_out=HeldOutPairs(material.stream, plain),
         name="joint",
         seed=job.seed,
@@ -207,7 +208,7 @@ def _trainer(
         keep_at=job.snapshots,
         keep=_keeper(job, material, fresh),
     )
-    return trainer, fresh
+    return trainer, batches, fresh
 
 
 def _model(job: PretrainingJob, material: _Material) -> tuple[MED, Vocabulary, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from capfilt.files import write_whole
 from capfilt.models.cards import read_card
 from capfilt.settings import Matching
 from capfilt.stages.evaluate.measure import EvaluationJob, evaluate_job
+from capfilt.stages.evaluate.results import Task
 from capfilt.stages.evaluate.retrieval import RetrievalChoices
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model, snapshot
 from capfilt.stages.training_job import TrainingJob, train_model
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from capfilt.records import Shard
     from capfilt.settings import Decoding, Input
     from capfilt.stages.context import Tell
-    from capfilt.stages.evaluate.results import Findings, Task
+    from capfilt.stages.evaluate.results import Findings
 
+TASKS: tuple[Task, ...] = ("retrieval", "caption")
 Row = dict[str, Any]
 """One figure: arm, seed, when, step, task, row, measure, value, low, high."""
 
@@ -90,13 +92,13 @@ def run_arm(job: ArmJob, device: str, tell: Tell) -> list[Row]:
     pretrain_model(job.pretraining, device, tell)
     for step in job.pretraining.snapshots:
         there = joint if step == total else snapshot(joint, step)
-        for task in ("retrieval", "caption"):
-            found = _evaluated(job, there, task, device)
-            rows += _rows(job, "pre-trained", step, task, found)
-            captions += _captions("pre-trained", step, found) if task == "caption" else []
+        for look in TASKS:
+            found = _evaluated(job, there, look, device)
+            rows += _rows(job, "pre-trained", step, look, found)
+            captions += _captions("pre-trained", step, found) if look == "caption" else []
     for fine_tuning in job.fine_tunings:
         train_model(fine_tuning, device, tell)
-        task = "caption" if fine_tuning.kind == "captioner" else "retrieval"
+        task: Task = "caption" if fine_tuning.kind == "captioner" else "retrieval"
         found = _evaluated(job, fine_tuning.out, task, device)
         rows += _rows(job, "fine-tuned", total, task, found)
         captions += _captions("fine-tuned", total, found) if task == "caption" else []
