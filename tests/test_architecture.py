@@ -209,7 +209,7 @@ PLANTED = {
         "stages lies above models",
     ),
     "for types alone": (
-        "settings.py",
+        "settings/run.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from capfilt.data.images import decode",
         "data lies above settings",
     ),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from capfilt.evaluation.intervals import Figure
+    from capfilt.reports.charts import At
     from capfilt.reports.drawing import Chart
     from capfilt.stages.gain.arm_job import Row
     from capfilt.stages.gain.measure import Gain
@@ -88,7 +89,7 @@ def gain_curves(gain: Gain, measure: Measure) -> Chart:
     from capfilt.reports.charts import lines_with_bands
 
     steps = sorted({row["step"] for row in gain.rows if row["when"] == measure.when})
-    series = {}
+    series: dict[str, list[At]] = {}
     for arm in ARMS:
         points = [(step, measure.of(gain.rows, arm, step)) for step in steps]
         known = [(step, one.value, one.low, one.high) for step, one in points if one.value == one.value]

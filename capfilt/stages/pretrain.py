@@ -50,8 +50,8 @@ def training_of(settings: Bootstrap) -> Training:
         name = f"pipeline {settings.pipeline}" if settings.pipeline else "the pipeline"
         raise CapfiltError(
             f"{name} says nothing of a pre-training",
-            fix="give one that does, such as --pipeline pretrain_blip_base or --pipeline small, or choose one "
-            "by a settings file: [[pretrain.phases]]",
+            fix="give one that does, such as --pipeline pretrain_blip_base or small, or describe it in a "
+            " settings file: [[pretrain.phases]]",
         )
     return training
 

@@ -12,7 +12,6 @@ from capfilt.files import write_whole
 from capfilt.models.cards import read_card
 from capfilt.settings import Matching
 from capfilt.stages.evaluate.measure import EvaluationJob, evaluate_job
-from capfilt.stages.evaluate.results import Task
 from capfilt.stages.evaluate.retrieval import RetrievalChoices
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model, snapshot
 from capfilt.stages.training_job import TrainingJob, train_model
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from capfilt.records import Shard
     from capfilt.settings import Decoding, Input
     from capfilt.stages.context import Tell
-    from capfilt.stages.evaluate.results import Findings
+    from capfilt.stages.evaluate.results import Findings, Task
 
 TASKS: tuple[Task, ...] = ("retrieval", "caption")
 Row = dict[str, Any]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from capfilt.data.stream import Pool
     from capfilt.models.cards import Kind
     from capfilt.records import Shard
     from capfilt.settings import Decoding, Training
@@ -125,7 +126,8 @@ def gathered(jobs: Sequence[ArmJob], texts: Texts) -> Gain:
             missing.append((job.arm, job.seed))
         else:
             rows += mine
-    counts: dict[str, int] = {**texts.counts, "repeated": round(texts.counts["none"] * texts.repetition)}
+    counts: dict[str, int] = dict(texts.counts.items())
+    counts["repeated"] = round(texts.counts["none"] * texts.repetition)
     return Gain(rows, counts, missing)
 
 
@@ -170,11 +172,9 @@ def _job(
     stream = settings.stream
     if arm == "repeated":
         stream = changed(stream, {"web": texts.repetition})
-    pools = (
-        [texts.pool(arm)]
-        if not request.with_clean
-        else [texts.pool(arm), TarPool(clean, settings.input, "clean")]
-    )
+    pools: list[Pool] = [texts.pool(arm)]
+    if request.with_clean:
+        pools.append(TarPool(clean, settings.input, "clean"))
     looks = sorted({max(1, round(steps * (number + 1) / request.looks)) for number in range(request.looks)})
     pretraining = PretrainingJob(
         out=own / "joint",

@@ -1,0 +1,65 @@
+"""How captioner and filter are used: how a caption is drawn, how a text is read."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from capfilt.layers import Settings
+
+
+class Decoding(Settings):
+    """How the captioner draws a caption (BLIP, section 3.3: nucleus sampling, p = 0.9)."""
+
+    method: Literal["nucleus", "greedy", "beam"] = "nucleus"
+    """nucleus draws, greedy takes the likeliest token, beam keeps the likeliest beginnings."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    """Mass of the nucleus: draw from the likeliest tokens that together reach it."""
+    top_k: int = Field(0, ge=0)
+    """Draw from this many likeliest tokens at most; 0 for no such limit."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it before the draw."""
+    beams: int = Field(3, ge=1)
+    """Beginnings that beam search keeps."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by the length to this power."""
+    length_counts: Literal["generated", "whole"] | None = None
+    """What beam search takes for a caption's length: the tokens it generated, end included (transformers),
+    or all of them, prompt included and end not (BLIP's released code); by default the captioner's own."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1, tokens that stand in the caption become less likely."""
+    min_tokens: int | None = Field(None, ge=0)
+    """Shortest caption, in tokens, neither prompt nor end counted; by default the captioner's own."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longest caption, in tokens, neither prompt nor end counted; by default the captioner's own."""
+    prompt: str | None = None
+    """Words that every caption begins with, not part of its text; by default the captioner's own."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> Self:
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens is above max_tokens")
+        return self
+
+
+class SettledDecoding(Decoding):
+    """Decoding with nothing left open: what models are given. The defaults are ours (BLIP, section 3.3)."""
+
+    length_counts: Literal["generated", "whole"] = "generated"
+    """What beam search takes for a caption's length."""
+    min_tokens: int = Field(5, ge=0)
+    """Shortest caption, in tokens, neither prompt nor end counted."""
+    max_tokens: int = Field(20, ge=1)
+    """Longest caption, in tokens, neither prompt nor end counted."""
+    prompt: str = ""
+    """Words that every caption begins with, not part of its text."""
+
+
+class Matching(Settings):
+    """How the filter reads a text; by default as the model was made to (see a bundle's card)."""
+
+    match_token: Literal["cls", "enc"] | None = None
+    """First token of a text whose match is judged: [CLS] or [ENC] (BLIP, section 3.1: [Encode])."""
+    clean_up: Literal["none", "blip"] | None = None
+    """blip: lower case and no punctuation, at most 30 words, as the released code's data sets do."""
