@@ -180,10 +180,12 @@ class Trainer:
         alpha = soft_share(phase, step, self.train.steps_in_epoch(phase.batch_size))
         tokens = self.world.total(targets_in(batch)) if phase.lm else None
         done: list[Losses] = []
-        for number in range(phase.accumulate):
+        # The last batch of an epoch may have fewer pairs than a whole batch has parts.
+        parts_of_batch = min(phase.accumulate, len(batch.ids))
+        for number in range(parts_of_batch):
             key: tuple[str | int, ...] = (self.seed, self.name, self._phase, step)
             key += (number,) if number else ()
-            rank: tuple[str | int, ...] = (self.world.rank,) if self.world.rank else ()
+            rank = ("rank", self.world.rank) if self.world.rank else ()
             torch.manual_seed(seed_of("dropout", *key, *rank))
             setting = Setting(
                 with_itm=phase.itm > 0 and step >= _first_with_itm(phase, steps),
@@ -192,11 +194,11 @@ class Trainer:
                 momentum=self._momentum,
                 alpha=alpha,
                 tokens=tokens,
-                share=1 / phase.accumulate,
+                share=1 / parts_of_batch,
             )
             with self._precision():
                 losses = step_losses(
-                    self.model, self.vocabulary, batch.part(number, phase.accumulate), phase, setting
+                    self.model, self.vocabulary, batch.part(number, parts_of_batch), phase, setting
                 )
             losses.total.backward()
             done.append(losses)
@@ -297,7 +299,7 @@ class Trainer:
 def _summed(parts: list[Losses], world: World) -> dict[str, torch.Tensor]:
     """Return the losses of the whole batch: the sums of all parts' and all processes' shares."""
     names = list(parts[0].parts)
-    mine = torch.stack([sum(part.parts[name].float() for part in parts) for name in names])  # type: ignore[arg-type]
+    mine = torch.stack([torch.stack([part.parts[name] for part in parts]).float().sum() for name in names])
     return dict(zip(names, world.total(mine), strict=True))
 
 

@@ -67,7 +67,6 @@ class Queue(nn.Module):
     texts: Tensor
     image_ids: Tensor
     caption_ids: Tensor
-    seen: Tensor
 
     def __init__(self, length: int, width: int, device: torch.device) -> None:
         super().__init__()
@@ -76,19 +75,19 @@ class Queue(nn.Module):
             self.register_buffer(name, torch.zeros(length, width, device=device))
         for name in ("image_ids", "caption_ids"):
             self.register_buffer(name, torch.full((length,), NOBODY, dtype=torch.int64, device=device))
-        # On the host: how much is filled gives tensors their shapes, and asking a GPU would wait for it.
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.seen = 0
+        """Pairs that it took in. It gives tensors their shapes, and asking a GPU would wait for it."""
 
     @property
     def filled(self) -> int:
         """How many pairs it holds."""
-        return min(self.length, int(self.seen))
+        return min(self.length, self.seen)
 
     def add(self, images: Tensor, texts: Tensor, image_ids: Tensor, caption_ids: Tensor) -> None:
         """Take in a batch, the oldest pairs making place: features (rows, embed) and ids (rows,)."""
         rows = len(images)
         first = max(0, rows - self.length)
-        places = torch.arange(int(self.seen) + first, int(self.seen) + rows, device=images.device)
+        places = torch.arange(self.seen + first, self.seen + rows, device=images.device)
         if self.length:
             places = places % self.length
             for mine, new in (
@@ -99,6 +98,14 @@ class Queue(nn.Module):
             ):
                 mine[places] = new[first:].to(mine.dtype)
         self.seen += rows
+
+    def get_extra_state(self) -> int:
+        """Return what a checkpoint holds beside the buffers."""
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        """Take up what `get_extra_state` gave."""
+        self.seen = state
 
 
 def _unimodal(model: MED) -> MED:

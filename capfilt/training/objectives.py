@@ -159,7 +159,7 @@ class _Pairs:
         if setting.momentum is not None:
             queue, held = setting.momentum.queue, slice(setting.momentum.queue.filled)
             mine = setting.momentum.features(batch.pixels, batch.ids, batch.real)
-            everybody = tuple(world.gather(feature) for feature in mine)
+            everybody = world.gather(mine[0]), world.gather(mine[1])
             followed = _MomentumPairs(
                 *mine,
                 *everybody,

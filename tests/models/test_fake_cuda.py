@@ -26,6 +26,7 @@ from capfilt.models.losses import draw_hard_negatives
 from capfilt.models.med import MED
 from capfilt.models.text import Packed
 from capfilt.settings import Phase, SettledDecoding
+from capfilt.training.momentum import Momentum
 from capfilt.training.objectives import Batch, Setting, step_losses
 from capfilt.training.optim import optimizer_of, update
 
@@ -174,6 +175,29 @@ def test_a_whole_training_step_reaches_every_weight_without_asking_for_a_number(
             losses = step_losses(
                 model, vocabulary, pairs_on(device), phase, Setting("itm" in objectives, key=("test", 1))
             )
+
+
+# Copying the model asks tensors without numbers where they would have them.
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")
+@pytest.mark.parametrize("by", ["online", "momentum"])
+def test_steps_with_momentum_and_queue_run_on_the_gpu_without_waiting_for_it(
+    vocabulary: Vocabulary, by: str
+) -> None:
+    phase = Phase.model_validate(
+        {"itc": 1, "itm": 1, "lm": 1, "momentum": 0.995, "queue": 10, "alpha": 0.4, "negatives_by": by}
+    )
+    with without_a_gpu() as device:
+        model = model_on(device, ["itc", "itm", "lm"], len(vocabulary), torch.float32).train()
+        momentum = Momentum(model, keep=phase.momentum, queue=phase.queue)
+        filled = []
+        for step in range(3):  # the queue is empty, holds a batch, and has wrapped
+            momentum.follow(model)
+            setting = Setting(True, key=("test", step), momentum=momentum, alpha=0.4)
+            losses = step_losses(model, vocabulary, pairs_on(device), phase, setting)
+            assert {loss.device.type for loss in (losses.total, *losses.parts.values())} == {"cuda"}
+            filled.append(momentum.queue.filled)
+        assert filled == [6, 10, 10]
+        assert momentum.queue.images.device.type == "cuda"
 
 
 def test_planted_mistakes_are_found() -> None:

@@ -144,7 +144,7 @@ def momentum_of(model: MED, theirs: Weights, image_ids: Tensor) -> Momentum:
     queue.caption_ids.fill_(NEVER_MET)
     pointer = theirs.get("queue_ptr", theirs.get("ptr_queue"))
     assert pointer is not None
-    queue.seen.fill_(QUEUE + int(pointer))
+    queue.seen = QUEUE + int(pointer)
     return momentum
 
 
@@ -171,7 +171,7 @@ def step(model: MED, momentum: Momentum, batch: Batch, phase: Phase, alpha: floa
         {name: tensor.clone() for name, tensor in momentum.encoder.state_dict().items()},
         momentum.queue.images.clone(),
         momentum.queue.texts.clone(),
-        int(momentum.queue.seen),
+        momentum.queue.seen,
         {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,10 @@ class KilledAfter:
     """Ends a training the moment a step is done, before anything of it is written."""
 
     step: int
+    steps: int = STEPS
 
     def __call__(self, done: int, total: int, pairs: int) -> None:
-        assert total == STEPS
+        assert total == self.steps
         assert 0 < pairs <= 12
         if done == self.step:
             raise Killed
@@ -71,6 +73,68 @@ def test_a_training_killed_after_any_step_ends_with_the_same_weights_and_rows(
 
     assert _equal(again.model, undisturbed.model)
     assert without_times(again.rows) == without_times(undisturbed.rows)
+
+
+# Momentum encoder, queues, ramped soft labels and parts; the queue wraps, and another phase has its own.
+# 25 pairs are three batches of 8 and one pair, which is too few for two parts.
+WITH_MOMENTUM = training(
+    phase(
+        steps=6, itm_from=0.3, momentum=0.9, queue=13, alpha=0.4, alpha_epochs=2.0, accumulate=2, warmup=0.0
+    ),
+    phase(
+        steps=3, lm=0.0, batch_size=12, momentum=0.5, queue=7, negatives_by="momentum", negatives_floor=1e-3
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_with_momentum(pairs: CleanSet, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    checkpoint = tmp_path_factory.mktemp("momentum") / "checkpoint.pt"
+    whole = trainer(pairs, checkpoint, WITH_MOMENTUM, train=TRAIN, held_out=HELD_OUT)
+    whole.run()
+    return whole
+
+
+@pytest.mark.parametrize("moment", range(1, 10))
+def test_a_training_with_momentum_killed_after_any_step_ends_the_same(
+    pairs: CleanSet, undisturbed_with_momentum: Trainer, tmp_path: Path, moment: int
+) -> None:
+    for progress in (KilledAfter(moment, 9), lambda *_: None):
+        torch.manual_seed(moment)
+        one = trainer(
+            pairs,
+            tmp_path / "checkpoint.pt",
+            WITH_MOMENTUM,
+            train=TRAIN,
+            held_out=HELD_OUT,
+            progress=progress,
+        )
+        with suppress(Killed):
+            one.run()
+
+    assert _equal(one.model, undisturbed_with_momentum.model)
+    assert without_times(one.rows) == without_times(undisturbed_with_momentum.rows)
+
+
+def test_momentum_queue_and_alpha_move_what_is_learnt(pairs: CleanSet, tmp_path: Path) -> None:
+    """So the tests above would notice if one of them were left out of a checkpoint."""
+    chosen = {"steps": 4, "itm": 0.0, "lm": 0.0, "warmup": 0.0, "alpha_epochs": 0.0}
+    weights = []
+    for number, options in enumerate(
+        (
+            {},
+            {"momentum": 0.9},
+            {"momentum": 0.5},
+            {"momentum": 0.9, "queue": 13},
+            {"momentum": 0.9, "alpha": 0.4},
+        )
+    ):
+        one = trainer(pairs, tmp_path / f"{number}.pt", training(phase(**chosen, **options)), train=TRAIN)
+        one.run()
+        weights.append(one.model.image_projection.weight.detach())
+
+    for number, some in enumerate(weights):
+        assert not any(torch.equal(some, others) for others in weights[:number])
 
 
 def test_a_training_killed_twice_ends_with_the_same_weights(

@@ -12,7 +12,7 @@ from trainings import ALL, TINY
 
 from capfilt.models.med import MED
 from capfilt.settings import Phase
-from capfilt.training.optim import learning_rate, optimizer_of, update
+from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
 
 phases = st.builds(
     Phase,
@@ -50,6 +50,45 @@ def test_without_a_warm_up_the_first_step_has_the_highest_rate() -> None:
     phase = Phase(lm=1.0, learning_rate=0.3, warmup=0.0)
 
     assert learning_rate(phase, 0, 7) == 0.3
+
+
+def test_the_released_schedule_is_the_one_worked_out_by_hand() -> None:
+    """Warm-up in steps from a rate of its own, then a step down after every pass, to a floor."""
+    phase = Phase(
+        lm=1.0,
+        learning_rate=1.0,
+        first_learning_rate=0.2,
+        final_learning_rate=0.3,
+        warmup_steps=3,
+        decay=0.5,
+    )
+
+    rates = [learning_rate(phase, step, 14, 4) for step in range(14)]
+
+    rise = [0.4, 0.6, 0.8]  # a line from 0.2 at the start to 1 at the fourth step
+    passes = [*[1.0], *[0.5] * 4, *[0.3] * 4, *[0.3] * 2]  # 0.25 and 0.125 are below the floor
+    assert rates == pytest.approx([*rise, *passes])
+
+
+def test_a_warm_up_longer_than_a_pass_ends_at_the_rate_of_its_pass() -> None:
+    phase = Phase(lm=1.0, learning_rate=1.0, warmup_steps=4, decay=0.9)
+
+    rates = [learning_rate(phase, step, 9, 3) for step in range(9)]
+
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.9, 0.9, 0.81, 0.81, 0.81])
+
+
+def test_alpha_rises_over_its_passes_and_stays() -> None:
+    phase = Phase(itc=1.0, momentum=0.9, alpha=0.4, alpha_epochs=2.0)
+
+    assert [soft_share(phase, step, 4) for step in range(10)] == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.4]
+    )
+    at_once = phase.model_copy(update={"alpha_epochs": 0.0})
+    assert soft_share(at_once, 0, 4) == 0.4
+    half = phase.model_copy(update={"alpha_epochs": 0.5})
+    assert [soft_share(half, step, 4) for step in range(4)] == pytest.approx([0, 0.2, 0.4, 0.4])
+    assert soft_share(Phase(itc=1.0), 3, 4) == 0
 
 
 def test_weight_decay_spares_gains_biases_and_the_temperature() -> None:
