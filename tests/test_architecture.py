@@ -55,6 +55,7 @@ HEAVY = (
     "duckdb",
     "pyarrow",
     "PIL",
+    "matplotlib",
     "numpy",
     "ray",
 )
