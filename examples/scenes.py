@@ -3,7 +3,10 @@
     python examples/scenes.py --out scenes --seed 0
 
 makes `clean/` (right captions), `web/` (about 55% noise, planted in known ways) and `truth.jsonl`
-(what was planted), beside each other. capfilt is given the first two and never the third.
+(what was planted), beside each other. capfilt is given the first two and never the third. With
+`--labelled 500` it also makes `labelled/`, other noisy pairs whose KEY.json says what was planted, for
+
+    capfilt evaluate filter MODEL scenes/labelled --kind-field noise_kind
 """
 
 from __future__ import annotations
@@ -206,6 +209,16 @@ def write_shards(folder: Path, rows: list[tuple[str, dict[str, bytes]]], per_sha
                     tar.addfile(member, io.BytesIO(data))
 
 
+def make_labelled(out: Path, *, seed: int, count: int) -> None:
+    """Draw noisy pairs that say themselves what was planted, to evaluate a filter on."""
+    rng = random.Random(f"labelled {seed}")
+    rows: list[tuple[str, dict[str, bytes]]] = []
+    for number, (_, kind, text, png) in enumerate(samples(count, rng, noisy=True, unseen_share=0.1)):
+        metadata = json.dumps({"noise_kind": kind, "licence": "CC0-1.0"}, sort_keys=True)
+        rows.append((f"{number:06d}", {"png": png, "txt": text.encode(), "json": metadata.encode()}))
+    write_shards(out / "labelled", rows, 500)
+
+
 def make(out: Path, *, seed: int, clean: int, web: int, per_shard: int = 500) -> None:
     """Draw the clean set, the web set and the truth about the latter."""
     rng = random.Random(f"scenes {seed}")
@@ -233,7 +246,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clean", type=int, default=3000, help="clean pairs")
     parser.add_argument("--web", type=int, default=2000, help="web pairs")
+    parser.add_argument("--labelled", type=int, default=0, help="noisy pairs with labels")
     options = parser.parse_args()
+    if options.labelled:
+        make_labelled(options.out, seed=options.seed, count=options.labelled)
     make(options.out, seed=options.seed, clean=options.clean, web=options.web)
     print(f"drew {options.clean} clean and {options.web} web pairs in {options.out}")
 
