@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from togethers import CASES, DIED, DrawnBatches, results
+from steps import joint_phase
+from togethers import CASES, DIED, DrawnBatches, results, together
 
+from capfilt.training import loop
 from capfilt.training.parallel import ALONE, World, joined, local_device
 
 if TYPE_CHECKING:
@@ -139,6 +141,35 @@ def test_a_process_that_dies_ends_the_other(two: Two) -> None:
     assert second == DIED
     assert first not in (0, DIED)
     assert "RuntimeError" in two.errors[0]
+
+
+class Unheard(World):
+    """One of two processes, the other of which is not there: it hears itself twice."""
+
+    def total(self, number: torch.Tensor) -> torch.Tensor:
+        return 2 * number.detach()
+
+    def share(self, model: torch.nn.Module) -> None:
+        """Nobody is there to share with."""
+
+    def sum_gradients(self, model: torch.nn.Module) -> None:
+        """Nobody has any."""
+
+    def wait(self) -> None:
+        """Nobody is waited for."""
+
+
+def test_no_two_processes_parts_or_steps_drop_out_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(loop.torch, "manual_seed", seeds.append)
+    phase = joint_phase(itc=0.0, itm=0.0, steps=2, batch_size=6, accumulate=3)
+
+    for rank in (0, 1):
+        together(tmp_path / f"{rank}.pt", phase, world=Unheard(rank, 2)).run()
+
+    assert len(seeds) == len(set(seeds)) == 12
 
 
 # -- one process
