@@ -6,7 +6,6 @@ writes it, and all of them know by the same card whether it is there already.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from capfilt.canonical import digest_of
 from capfilt.data.stream import Stream
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_temporaries
+from capfilt.records import Refusal
 from capfilt.stages.trained import (
     Recipe,
     Trained,
@@ -25,6 +25,7 @@ from capfilt.stages.trained import (
 )
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
     from pathlib import Path
 
@@ -82,6 +83,8 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
 
     device = local_device(device)
     with joined(device) as world:
+        # The first process puts in place what the model starts from, and then comes here.
+        world.wait()
         material = _read(job, device)
         result = Trained(
             weights="",
@@ -108,10 +111,19 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
             result,
             weights=weights,
             steps=sum(map(trainer.steps_of, job.training.phases)),
-            refused=dict(Counter(result.refused) + batches.refused),
             is_new=True,
             fresh=fresh,
+            met=_of_all(batches.refused, world, device),
         )
+
+
+def _of_all(counts: Counter[str], world: World, device: str) -> dict[str, int]:
+    """Return what all processes counted together, by reason."""
+    import torch
+
+    reasons = [reason.value for reason in Refusal]
+    total = world.total(torch.tensor([counts[reason] for reason in reasons], device=device))
+    return {reason: count for reason, count in zip(reasons, total.tolist(), strict=True) if count}
 
 
 @dataclass(frozen=True)
@@ -137,11 +149,7 @@ def _read(job: PretrainingJob, device: str) -> _Material:
     init = load_bundle(job.init) if job.init is not None else None
     start = find_start(job.bundles, job.model) if init is None else None
     model = init.card.model if init is not None else settle(start, job.model)
-    if job.processes > 1 and model.vision.stem == "convolution":
-        raise CapfiltError(
-            "a convolutional stem has batch norms, whose statistics would be each process's own",
-            fix="train it in one process, or set model.vision.stem=patch",
-        )
+    _check_shares(job)
     stream = Stream(job.pools, job.stream, job.seed, job.clean, job.clean_pools)
     survey = stream.survey()
     if survey.pairs < 2:
@@ -170,6 +178,18 @@ def _read(job: PretrainingJob, device: str) -> _Material:
         "processes": job.processes,
     }
     return _Material(init, start, model, stream, facts)
+
+
+def _check_shares(job: PretrainingJob) -> None:
+    """Refuse batches of which the processes would not have equally many rows."""
+    for number, phase in enumerate(job.training.phases):
+        shares = phase.accumulate * job.processes
+        if phase.batch_size % shares:
+            raise CapfiltError(
+                f"phase {number}: a batch of {phase.batch_size} pairs cannot be shared out to {job.processes} "
+                f"processes equally" + (f" in {phase.accumulate} parts" if phase.accumulate > 1 else ""),
+                fix=f"give it a batch_size that is a multiple of {shares}",
+            )
 
 
 def _trainer(

@@ -23,6 +23,7 @@ from capfilt.training.objectives import Batch, Losses, Setting, step_losses, tar
 from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
 from capfilt.training.parallel import ALONE, World
 from capfilt.training.record import Record
+from capfilt.training.shared_norms import share_norms
 from capfilt.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end of the last phase, from the newest checkpoint if there is one."""
+        share_norms(self.model, self.world)
         self.world.share(self.model)
         state = self._saved()
         self.model.image.requires_grad_(not self.keeps_image_encoder)

@@ -52,24 +52,33 @@ class Reader:
     """How pictures are varied; not at all without."""
 
     def batch(
-        self, pairs: Sequence[Drawn], rows: Sequence[int], refused: Counter[str], *key: str | int
+        self,
+        pairs: Sequence[Drawn],
+        rows: Sequence[int],
+        refused: Counter[str],
+        *key: str | int,
+        spare: Sequence[Drawn] = (),
     ) -> Batch:
         """Return some rows of a batch of pairs, as long as the batch's longest text.
 
         A pair whose picture cannot be used gives its place to the next one of the batch whose picture can,
-        whichever process has that: it is counted in `refused`, by its reason.
+        whichever process has that: it is counted in `refused`, by its reason. After the last of the batch
+        come those of `spare`, then the first of the batch. Raises CapfiltError where none can be used.
         """
-        loaded = [self._picture(pairs, row, refused, *key) for row in rows]
+        every = [*pairs, *spare]
+        loaded = [self._picture(every, row, refused, *key) for row in rows]
         taken = [number for number, _, _ in loaded]
-        texts = [pair.text for pair in pairs]
-        ids, real = self.vocabulary.encode(texts, "cls", self.max_tokens)
+        numbers = sorted({*range(len(pairs)), *taken})
+        ids, real = self.vocabulary.encode([every[n].text for n in numbers], "cls", self.max_tokens)
         longest = int(real.sum(1).max())
+        place_of = {number: place for place, number in enumerate(numbers)}
+        places = [place_of[number] for number in taken]
         squares = torch.from_numpy(np.stack([square for _, square, _ in loaded]))
-        captions = torch.tensor([seed_of(same_caption(texts[row])) for row in taken])
+        captions = torch.tensor([seed_of(same_caption(every[number].text)) for number in taken])
         return Batch(
             pixels=normalise(squares.to(self.device, non_blocking=True), self.images),
-            ids=ids[taken, :longest].to(self.device),
-            real=real[taken, :longest].to(self.device),
+            ids=ids[places, :longest].to(self.device),
+            real=real[places, :longest].to(self.device),
             image_ids=torch.tensor([image for _, _, image in loaded]).to(self.device),
             caption_ids=captions.to(self.device),
         )
@@ -86,8 +95,8 @@ class Reader:
             try:
                 picture = decode(data, max_pixels=self.limits.max_pixels)
             except RefusedImage as error:
-                reason = error.reason.value
                 if step == 0:
+                    reason = error.reason.value
                     refused[reason] += 1
                 continue
             if self.augment is not None and self.augment.is_on:
@@ -113,7 +122,7 @@ class StreamBatches:
 
     def __init__(self, stream: Stream, reader: Reader, *, world: World = ALONE, threads: int = 0) -> None:
         self.refused: Counter[str] = Counter()
-        """Pictures that were met and could not be used, counted by reason."""
+        """Pictures of this process's rows that could not be used, counted by reason each time one is met."""
         self._stream, self._reader, self._world, self._threads = stream, reader, world, threads
         self._next: tuple[object, int] | None = None
         """What the batches in hand were asked for, and the step that comes next."""
@@ -127,7 +136,7 @@ class StreamBatches:
         return max(1, round(len(self) / batch_size))
 
     def at(self, step: int, batch_size: int, parts: int, *key: str | int) -> Batch:
-        """Return this process's rows of a step; steps in order are quick, any other walks the stream anew.
+        """Return this process's rows of a step; steps in order are quick, any other walks its pass anew.
 
         The last of `key` is the number of the phase.
         """
@@ -138,18 +147,23 @@ class StreamBatches:
         return next(self._batches)
 
     def _from(self, first: int, batch_size: int, parts: int, *key: str | int) -> Iterator[Batch]:
-        pairs = self._pairs(int(key[-1]) * _PASSES_OF_A_PHASE)
-        for _ in islice(pairs, first * batch_size):
+        passes, met = divmod(first * batch_size, len(self))  # every pass is equally long
+        pairs = self._pairs(int(key[-1]) * _PASSES_OF_A_PHASE + passes)
+        for _ in islice(pairs, met):
             pass
         part = batch_size // parts
         rows = [number * part + row for number in range(parts) for row in range(part)[self._world.mine(part)]]
 
-        def load(numbered: tuple[int, list[Drawn]]) -> Batch:
+        def load(numbered: tuple[int, list[Drawn]]) -> tuple[Batch, Counter[str]]:
             step, drawn = numbered
-            return self._reader.batch(drawn, rows, self.refused, *key, step)
+            refused: Counter[str] = Counter()
+            return self._reader.batch(drawn, rows, refused, *key, step), refused
 
         steps = ((step, list(islice(pairs, batch_size))) for step in count(first))
-        return in_order(load, steps, threads=self._threads, ahead=_STEPS_AHEAD * bool(self._threads))
+        ahead = _STEPS_AHEAD * bool(self._threads)
+        for batch, refused in in_order(load, steps, threads=self._threads, ahead=ahead):
+            self.refused.update(refused)
+            yield batch
 
     def _pairs(self, first_pass: int) -> Iterator[Drawn]:
         """Yield pairs without end."""
@@ -166,6 +180,7 @@ class HeldOutPairs:
         return len(self._pairs)
 
     def rows(self, rows: range) -> Batch:
-        """Return the batch of these pairs."""
+        """Return the batch of these pairs; a picture that cannot be used is replaced by any that can."""
         some = self._pairs[rows.start : rows.stop]
-        return self._reader.batch(some, range(len(some)), Counter())
+        others = self._pairs[rows.stop :] + self._pairs[: rows.start]
+        return self._reader.batch(some, range(len(some)), Counter(), spare=others)

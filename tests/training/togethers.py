@@ -13,9 +13,10 @@ import torch
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "models")]
 
-from steps import Words, double_model, joint_phase, random_batch
+from steps import PLAIN, Words, double_model, joint_phase, random_batch
 
-from capfilt.settings import Phase, Training
+from capfilt.layers import changed
+from capfilt.settings import Model, Phase, Training
 from capfilt.training import loop
 from capfilt.training.loop import Trainer
 from capfilt.training.parallel import ALONE, World, joined
@@ -33,6 +34,8 @@ class DrawnBatches:
     world: World = ALONE
     repeats: bool = False
     dtype: torch.dtype = torch.float64
+    settings: Model = PLAIN
+    """Of the model that they are for."""
 
     def __len__(self) -> int:
         return 0
@@ -62,7 +65,7 @@ def together(checkpoint: Path, *phases: Phase, world: World = ALONE, **batches: 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     drawn = DrawnBatches(world, **batches)
     return Trainer(
-        model=double_model().to(drawn.dtype),
+        model=double_model(settings=drawn.settings).to(drawn.dtype),
         vocabulary=Words(),  # type: ignore[arg-type]
         training=Training(phases=phases, checkpoint_every=2, validate_every=100, log_every=1),
         train=drawn,
@@ -120,6 +123,10 @@ CASES: dict[str, tuple[Phase, dict[str, Any]]] = {
             negatives_floor=1e-3,
         ),
         {"repeats": True},
+    ),
+    "batch norms": (
+        joint_phase(**STEPS, batch_size=8, queue=7, accumulate=2),
+        {"repeats": True, "settings": changed(PLAIN, {"vision": {"stem": "convolution"}})},
     ),
     "without momentum": (joint_phase(steps=4, learning_rate=3e-3, batch_size=6), {"repeats": True}),
     "single precision": (
