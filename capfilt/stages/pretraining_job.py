@@ -146,6 +146,7 @@ def _read(job: PretrainingJob, device: str) -> _Material:
     from capfilt.models.devices import autocast_type
     from capfilt.models.initial import find_start, settle
 
+    _check_shares(job)
     init = load_bundle(job.init) if job.init is not None else None
     start = find_start(job.bundles, job.model) if init is None else None
     model = init.card.model if init is not None else settle(start, job.model)
@@ -189,6 +190,19 @@ def _check_shares(job: PretrainingJob) -> None:
                 f"phase {number}: a batch of {phase.batch_size} pairs cannot be shared out to {job.processes} "
                 f"processes equally" + (f" in {phase.accumulate} parts" if phase.accumulate > 1 else ""),
                 fix=f"give it a batch_size that is a multiple of {shares}",
+            )
+
+
+def _check_shares(job: PretrainingJob) -> None:
+    """Refuse a batch that cannot be shared out evenly: a pair too many would be left out of every step."""
+    for number, phase in enumerate(job.training.phases):
+        shares = phase.accumulate * job.processes
+        if phase.batch_size % shares:
+            raise CapfiltError(
+                f"a batch of {phase.batch_size} pairs cannot be shared out to {job.processes} processes in "
+                f"{phase.accumulate} parts",
+                fix=f"give a multiple of {shares}, e.g. --set pretrain.phases.{number}.batch_size="
+                f"{max(1, round(phase.batch_size / shares)) * shares}",
             )
 
 
