@@ -77,36 +77,53 @@ def pretrain(
     training = training_of(settings)
     work = out.with_name(f".{out.name}.training")
     with hold(work / "lock", out) if leads else nullcontext():
-        devices, precision = resolve_devices(settings.compute, engine)
-        init = None
-        if settings.bundles.init is not None:
-            init = work / "init"
-            if leads:
-                init = start_model(settings, work, engine, progress)
-        job = PretrainingJob(
-            out=out,
-            checkpoint=work / "joint.pt",
-            model=settings.model,
-            training=training,
-            pools=pairs.pools,
-            clean_pools=pairs.clean_pools,
-            stream=settings.stream,
-            clean=settings.clean,
-            input=settings.input,
-            bundles=settings.bundles,
-            init=init,
-            seed=settings.seed,
-            precision=precision,
-            threads=settings.compute.threads,
-            processes=settings.compute.processes,
-            decoders=settings.compute.decoders or 0,
-        )
-        result = run_pretraining(job, devices[0], engine, progress)
+        try:
+            result = _pretrain_there(pairs, training, out, work, settings, engine, progress, leads=leads)
+        finally:
+            if leads and [file.name for file in work.iterdir()] == ["lock"]:
+                shutil.rmtree(work)  # nothing was begun that could go on
         if not leads:
             return None
         progress.say(told(result))
         shutil.rmtree(work, ignore_errors=True)  # the lock goes with what it guards
     return read_card(out)
+
+
+def _pretrain_there(
+    pairs: Pretraining,
+    training: Training,
+    out: Path,
+    work: Path,
+    settings: Bootstrap,
+    engine: Engine,
+    progress: Progress,
+    *,
+    leads: bool,
+) -> Trained:
+    """Do the pre-training, which may be done already; what it starts from is put in place by the leader."""
+    devices, precision = resolve_devices(settings.compute, engine)
+    init = None
+    if settings.bundles.init is not None:
+        init = start_model(settings, work, engine, progress) if leads else work / "init"
+    job = PretrainingJob(
+        out=out,
+        checkpoint=work / "joint.pt",
+        model=settings.model,
+        training=training,
+        pools=pairs.pools,
+        clean_pools=pairs.clean_pools,
+        stream=settings.stream,
+        clean=settings.clean,
+        input=settings.input,
+        bundles=settings.bundles,
+        init=init,
+        seed=settings.seed,
+        precision=precision,
+        threads=settings.compute.threads,
+        processes=settings.compute.processes,
+        decoders=settings.compute.decoders or 0,
+    )
+    return run_pretraining(job, devices[0], engine, progress)
 
 
 def run_pretraining(
@@ -127,7 +144,11 @@ def run_pretraining(
 
 def told(result: Trained) -> str:
     """Return what a pre-training came to, in words."""
-    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(result.refused.items()))
     words = f"joint: {result.pairs} pairs in a pass, {result.held_out} held out"
-    words += f", refused {refused}" if refused else ""
+    words += f", refused {_counted(result.refused)}" if result.refused else ""
+    words += f"; met pictures that cannot be used, {_counted(result.met)}" if result.met else ""
     return words + ("" if result.is_new else "; trained before")
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

@@ -186,9 +186,10 @@ def _check_shares(job: PretrainingJob) -> None:
     for number, phase in enumerate(job.training.phases):
         shares = phase.accumulate * job.processes
         if phase.batch_size % shares:
+            in_parts = f" in {phase.accumulate} parts" if phase.accumulate > 1 else ""
             raise CapfiltError(
-                f"phase {number}: a batch of {phase.batch_size} pairs cannot be shared out to {job.processes} "
-                f"processes equally" + (f" in {phase.accumulate} parts" if phase.accumulate > 1 else ""),
+                f"phase {number}: a batch of {phase.batch_size} pairs cannot be shared out equally to "
+                f"{job.processes} processes{in_parts}",
                 fix=f"give it a batch_size that is a multiple of {shares}",
             )
 

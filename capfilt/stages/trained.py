@@ -5,7 +5,7 @@ So a bundle of the very same training is known and taken as it is, and one of an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import digest_of
@@ -46,6 +46,8 @@ class Trained:
     """False when the bundle was there already."""
     fresh: tuple[str, ...] = ()
     """Parts that the model it started from lacks."""
+    met: dict[str, int] = field(default_factory=dict)
+    """How often a streamed picture could not be used when its turn came, by reason; since the last start."""
 
 
 @dataclass(frozen=True)
