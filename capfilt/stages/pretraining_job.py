@@ -150,7 +150,6 @@ def _read(job: PretrainingJob, device: str) -> _Material:
     init = load_bundle(job.init) if job.init is not None else None
     start = find_start(job.bundles, job.model) if init is None else None
     model = init.card.model if init is not None else settle(start, job.model)
-    _check_shares(job)
     stream = Stream(job.pools, job.stream, job.seed, job.clean, job.clean_pools)
     survey = stream.survey()
     if survey.pairs < 2:
@@ -179,19 +178,6 @@ def _read(job: PretrainingJob, device: str) -> _Material:
         "processes": job.processes,
     }
     return _Material(init, start, model, stream, facts)
-
-
-def _check_shares(job: PretrainingJob) -> None:
-    """Refuse batches of which the processes would not have equally many rows."""
-    for number, phase in enumerate(job.training.phases):
-        shares = phase.accumulate * job.processes
-        if phase.batch_size % shares:
-            in_parts = f" in {phase.accumulate} parts" if phase.accumulate > 1 else ""
-            raise CapfiltError(
-                f"phase {number}: a batch of {phase.batch_size} pairs cannot be shared out equally to "
-                f"{job.processes} processes{in_parts}",
-                fix=f"give it a batch_size that is a multiple of {shares}",
-            )
 
 
 def _check_shares(job: PretrainingJob) -> None:
