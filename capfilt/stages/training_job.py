@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.bundle import Bundle
     from capfilt.records import Shard
-    from capfilt.settings import Clean, Input, Model, Training
+    from capfilt.settings import Augment, Clean, Input, Model, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
 
@@ -206,7 +206,7 @@ def _trainer(
         fresh = fresh_parts(lacking, material.init, model.state_dict())
     model.to(device)
 
-    def batches(indices: list[int]) -> PairBatches:
+    def batches(indices: list[int], augment: Augment | None = None) -> PairBatches:
         return PairBatches(
             pairs,
             indices,
@@ -214,13 +214,14 @@ def _trainer(
             images=settings.images,
             max_tokens=settings.text.max_tokens,
             device=torch.device(device),
+            augment=augment,
         )
 
     trainer = Trainer(
         model=model,
         vocabulary=vocabulary,
         training=job.training,
-        train=batches(material.train),
+        train=batches(material.train, job.training.augment),
         held_out=batches(material.held_out),
         name=job.kind,
         seed=job.seed,

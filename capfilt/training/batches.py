@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from capfilt.data.images import normalise
-from capfilt.draws import permutation
+from capfilt.data.augment import augmented, numbers_needed
+from capfilt.data.images import normalise, to_square
+from capfilt.draws import permutation, uniforms
 from capfilt.training.objectives import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from capfilt.data.clean import CleanSet
     from capfilt.models.vocabulary import Vocabulary
-    from capfilt.settings import Images
+    from capfilt.settings import Augment, Images
 
 
 class PairBatches:
@@ -32,7 +35,10 @@ class PairBatches:
         images: Images,
         max_tokens: int,
         device: torch.device,
+        augment: Augment | None = None,
     ) -> None:
+        """`augment` says how the pictures of a step are varied; without, not at all."""
+        self._augment = augment
         self._clean, self._indices = clean, np.asarray(indices, dtype=np.int64)
         self._images, self._device = images, device
         pairs = [clean.pairs[index] for index in indices]
@@ -55,14 +61,20 @@ class PairBatches:
         epoch, position = divmod(step, self.steps_in_epoch(batch_size))
         order = permutation(len(self), "epoch", *key, epoch)
         rows = order[position * batch_size : (position + 1) * batch_size]
-        return self.rows(rows[: max(parts, len(rows) // parts * parts)])
+        return self._batch(rows[: max(parts, len(rows) // parts * parts)], *key, step)
 
     def rows(self, rows: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
-        """Return the batch of these pairs."""
+        """Return the batch of these pairs, their pictures as they are."""
+        return self._batch(rows)
+
+    def _batch(
+        self, rows: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]], *key: str | int
+    ) -> Batch:
+        """Return the batch of these pairs; with a key, which names the step, their pictures are varied."""
         picked = torch.as_tensor(np.asarray(rows))
         real = self._real[picked]
         longest = int(real.sum(1).max())
-        squares = torch.from_numpy(self._clean.squares(self._indices[picked.numpy()].tolist(), self._images))
+        squares = torch.from_numpy(self._squares(self._indices[picked.numpy()].tolist(), *key))
         pixels = normalise(squares.to(self._device, non_blocking=True), self._images)
         return Batch(
             pixels=pixels,
@@ -71,3 +83,19 @@ class PairBatches:
             image_ids=self._image_ids[picked].to(self._device),
             caption_ids=self._caption_ids[picked].to(self._device),
         )
+
+    def _squares(self, indices: list[int], *key: str | int) -> NDArray[np.uint8]:
+        if self._augment is None or not self._augment.is_on or not key:
+            return self._clean.squares(indices, self._images)
+        needed = numbers_needed(self._augment)
+        varied = [
+            augmented(
+                self._clean.picture(index),
+                self._augment,
+                side=self._images.size_px,
+                numbers=uniforms(needed, "augment", *key, row),
+                transparency=self._images.transparency,
+            )
+            for row, index in enumerate(indices)
+        ]
+        return np.stack([to_square(picture, self._images) for picture in varied])

@@ -10,6 +10,8 @@ from trainings import TINY, batches, drawn_pairs, same_pairs, words_of
 
 from capfilt.data.images import normalise, to_square
 from capfilt.draws import permutation
+from capfilt.settings import Augment
+from capfilt.training.batches import PairBatches
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,3 +123,30 @@ def _images(batch: Batch, pairs: CleanSet) -> list[str]:
         for index in range(len(pairs.pairs))
     }
     return [known[pixels.numpy().tobytes()] for pixels in batch.pixels]
+
+
+def test_pictures_of_a_step_are_varied_by_its_key_and_measured_ones_are_not(pairs: CleanSet) -> None:
+    vocabulary = words_of(pairs)
+    crops = Augment(crop_least=0.3, flip=0.5)
+    plain, varied = (
+        PairBatches(
+            pairs,
+            range(29),
+            vocabulary=vocabulary,
+            images=TINY.images,
+            max_tokens=TINY.text.max_tokens,
+            device=torch.device("cpu"),
+            augment=augment,
+        )
+        for augment in (None, crops)
+    )
+    first, again, other = (
+        varied.at(step, 29, 1, seed, "joint", 0) for step, seed in ((0, 1), (0, 1), (0, 2))
+    )
+
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.ids, plain.at(0, 29, 1, 1, "joint", 0).ids)
+    unvaried = plain.at(0, 29, 1, 1, "joint", 0).pixels
+    assert (first.pixels != unvaried).flatten(1).any(1).sum() > 20
+    assert not torch.equal(first.pixels, other.pixels)
+    assert torch.equal(varied.rows(range(29)).pixels, plain.rows(range(29)).pixels)
