@@ -20,6 +20,7 @@ from capfilt.canonical import canonical_json
 from capfilt.errors import CapfiltError
 from capfilt.files import disk_errors, remove_temporaries, whole_file
 from capfilt.provenance.commit import arrow_table, manifests, missing_files, synthetic_captions
+from capfilt.provenance.lineage import create_lineage, rounds_of, schema_of
 from capfilt.provenance.policy import Policy, newest_policy, policies
 from capfilt.provenance.rundir import RunDir, json_files, read_json, stage_rows
 from capfilt.provenance.schema import (
@@ -53,9 +54,14 @@ _SQL_TYPES = {
 }
 
 
-def open_catalog(run: RunDir, *, policy: Policy | None = None) -> duckdb.DuckDBPyConnection:
+def open_catalog(
+    run: RunDir, *, policy: Policy | None = None, every_round: bool = False
+) -> duckdb.DuckDBPyConnection:
     """Return a DuckDB in memory with every table of schema.py over what is committed now.
 
+    `every_round` adds the further rounds that lie in the run, each in a schema of its own and all of them
+    in `rounds`, `ancestry` and `lineage`, which else know this run alone. Stages do without: a damaged
+    round must not keep an earlier one from going on.
     `policy` judges the pairs; without one the newest of the run does, and where there is none `keep` and
     `reason` are null. The caller closes the connection. CapfiltError where a manifest names a file that
     is gone or has another size.
@@ -66,14 +72,14 @@ def open_catalog(run: RunDir, *, policy: Policy | None = None) -> duckdb.DuckDBP
         config={"temp_directory": _spill_folder(), "python_enable_replacements": False}
     )
     try:
-        _fill(connection, run, policy)
+        _fill(connection, run, policy, every_round=every_round)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def rebuild_catalog(run: RunDir) -> None:
+def rebuild_catalog(run: RunDir, *, every_round: bool = True) -> None:
     """Write catalog.duckdb anew: the same views in a file, for people with a DuckDB shell.
 
     Its views name the run's files by their absolute paths, so it is rebuilt after the run was moved.
@@ -84,7 +90,7 @@ def rebuild_catalog(run: RunDir) -> None:
     with _one_at_a_time(run), tempfile.TemporaryDirectory(prefix="capfilt-") as folder:
         file = Path(folder) / "catalog.duckdb"
         with duckdb.connect(file, config={"temp_directory": _spill_folder()}) as connection:
-            _fill(connection, run, None)
+            _fill(connection, run, None, every_round=every_round)
         remove_temporaries(run.catalog_file)
         with whole_file(run.catalog_file) as temporary:
             shutil.copyfile(file, temporary)
@@ -132,8 +138,23 @@ def duckdb_path(path: Path, *, escaped: bool = True) -> str:
 # -- the tables and views
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Policy | None) -> None:
+def _fill(
+    connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Policy | None, *, every_round: bool
+) -> None:
     """Create every table of schema.py, in a catalog that is still empty."""
+    rounds = rounds_of(run)[: None if every_round else 1]
+    _fill_round(connection, run, policy)
+    for number, further in rounds[1:]:
+        schema = schema_of(number, rounds)
+        connection.execute(f"CREATE SCHEMA {schema}")
+        connection.execute(f"SET schema = '{schema}'")
+        _fill_round(connection, further, None)
+    connection.execute("SET schema = 'main'")
+    create_lineage(connection, rounds)
+
+
+def _fill_round(connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Policy | None) -> None:
+    """Create the tables of one round, in the schema that is set."""
     committed = manifests(run)
     _check_files(run, committed)
     files = [run.provenance / file["path"] for manifest in committed for file in manifest["files"]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
 from capfilt.provenance.catalog import duckdb_path, open_catalog
+from capfilt.provenance.lineage import rounds_of
 from capfilt.provenance.schema import TABLES
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_
 
 
 def run_sql(run: RunDir, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-    """Return the columns and the rows of one query over the run's tables.
+    """Return the columns and the rows of one query over the run's tables, those of further rounds too.
 
     The rows come as they are computed and the catalog closes after the last one. CapfiltError where the
     text is not one query, reaches beyond the run, or fails in DuckDB.
     """
-    connection = open_catalog(run)
+    connection = open_catalog(run, every_round=True)
     try:
         with _user_errors():
             _check_query(connection, query)
@@ -60,7 +61,11 @@ def _rows(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
 
 def _fence(connection: duckdb.DuckDBPyConnection, run: RunDir) -> None:
     """Take from a connection every file but the run's provenance, for good."""
-    folders = {duckdb_path(run.provenance, escaped=escaped) for escaped in (True, False)}
+    folders = {
+        duckdb_path(each.provenance, escaped=escaped)
+        for _, each in rounds_of(run)
+        for escaped in (True, False)
+    }
     quoted = ", ".join("'" + folder.replace("'", "''") + "'" for folder in sorted(folders))
     connection.execute(f"SET allowed_directories = [{quoted}]")
     for setting in ("autoinstall_known_extensions", "autoload_known_extensions", "enable_external_access"):

@@ -43,6 +43,9 @@ class RunDir:
         self.lock_file = self.path / "run.lock"
         self.export = self.path / "export"
         """The cleaned shards."""
+        self.export_manifest = self.export / "manifest.json"
+        self.rounds = self.path / "rounds"
+        """Further rounds of bootstrapping, each a run of its own."""
         self.gain = self.path / "gain"
         """What bootstrapping was worth: models and figures of `capfilt evaluate gain`."""
         self.catalog_file = self.path / "catalog.duckdb"
@@ -60,12 +63,16 @@ class RunDir:
         self.calibration = self.provenance / "calibration"
         self.given = self.provenance / "given"
         """Where each model came from that was given to the run."""
+        self.next_file = self.provenance / "next.json"
+        """The model that was pre-trained on this round's export, and what it depends on."""
+        self.previous_file = self.provenance / "previous.json"
+        """The same of the round before: where this round's `init` comes from."""
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
     def model(self, kind: str) -> Path:
-        """Return the bundle of a model: captioner, filter, joint, init, or a further filter."""
+        """Return the bundle of a model: captioner, filter, joint, init, next, or a further filter."""
         return self.path / "models" / safe_name(kind)
 
     def given_file(self, name: str) -> Path:
@@ -75,6 +82,14 @@ class RunDir:
     def training(self, name: str) -> Path:
         """Return where a training in progress keeps its checkpoints."""
         return self.path / "training" / safe_name(name)
+
+    def curves(self, name: str) -> Path:
+        """Return the picture of the training of this model."""
+        return self.path / "curves" / f"{safe_name(name)}.png"
+
+    def round(self, number: int) -> RunDir:
+        """Return the run of a round, from 1: the first round is this run, a further one lies in it."""
+        return self if number == 1 else RunDir(self.rounds / str(number))
 
     @classmethod
     def open(cls, path: Path | str) -> RunDir:

@@ -182,7 +182,7 @@ METRICS = Table(
     "metrics",
     "one row a measurement during training",
     (
-        Column("model", "string", "which training: captioner, filter or joint"),
+        Column("model", "string", "which training: captioner, filter, joint, init or next"),
         Column("phase", "string", "part of the training"),
         Column("step", "int64", "optimizer steps done"),
         Column("split", "string", "train or validation"),
@@ -209,4 +209,73 @@ STAGES = Table(
     ),
 )
 
-TABLES = (SAMPLES, CAPTIONS, SCORES, PAIRS, SHARDS, MODELS, CALIBRATION, POLICIES, METRICS, STAGES)
+ROUNDS = Table(
+    "rounds",
+    "one row a round of bootstrapping; the tables of a further round are round_2.pairs, round_2.models, ...",
+    (
+        Column("round", "int32", "number, from 1"),
+        Column("path", "string", "folder of the round, a run of its own"),
+        Column("seed", "int64", "what the round's random choices are keyed by"),
+        Column("init", "string", "digest of the model its trainings start from; null from scratch"),
+        Column("init_export", "string", "digest of the export that init was pre-trained on; null for others"),
+        Column("captioner", "string", "digest of the captioner that wrote the round's captions"),
+        Column("filter", "string", "digest of the filter whose scores stand in its pairs"),
+        Column("policy", "string", "its newest policy, in words"),
+        Column("export", "string", "digest of the shards in its export/; null while there are none"),
+        Column("samples", "int64", "samples in its export/"),
+        Column("next", "string", "digest of the model that was pre-trained on its export, for a next round"),
+        Column("next_export", "string", "digest of the export that next was pre-trained on"),
+    ),
+)
+
+ANCESTRY = Table(
+    "ancestry",
+    "one row a model of any round and a model that it descends from, by weights or by data",
+    (
+        Column("model", "string", "digest of the weights"),
+        Column("kind", "string", "captioner, filter or joint"),
+        Column("round", "int32", "first round that knows the model"),
+        Column("ancestor", "string", "digest of the weights it descends from"),
+        Column("ancestor_kind", "string", "captioner, filter or joint; null where no round knows more of it"),
+        Column("ancestor_round", "int32", "first round that knows the ancestor"),
+        Column("depth", "int32", "steps between them, the shortest way; 1 for a parent"),
+        Column(
+            "via",
+            "string",
+            "parent: it started from the ancestor's weights, step by step; data: somewhere between, a model "
+            "was trained on what another one wrote or kept",
+        ),
+    ),
+)
+
+LINEAGE = Table(
+    "lineage",
+    "one row a caption of any round: which models wrote and scored it, and what these descend from",
+    (
+        Column("round", "int32", "as in captions"),
+        *PAIRS.columns[1:3],
+        PAIRS.columns[0],
+        *PAIRS.columns[4:9],
+        *PAIRS.columns[-2:],
+        Column("captioner", "string", "digest of the captioner's weights; null for a web text"),
+        Column("captioner_ancestors", "string", "what the captioner descends from, the nearest first"),
+        Column("filter", "string", "digest of the filter whose scores stand here"),
+        Column("filter_ancestors", "string", "what the filter descends from, the nearest first"),
+    ),
+)
+
+TABLES = (
+    SAMPLES,
+    CAPTIONS,
+    SCORES,
+    PAIRS,
+    SHARDS,
+    MODELS,
+    CALIBRATION,
+    POLICIES,
+    METRICS,
+    STAGES,
+    ROUNDS,
+    ANCESTRY,
+    LINEAGE,
+)

@@ -21,7 +21,7 @@ from capfilt.provenance.catalog import (
 )
 from capfilt.provenance.commit import commit_scores, record_calibration, record_metrics, record_model
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, write_policy
-from capfilt.provenance.rundir import RunDir, StageRecord, save_stage
+from capfilt.provenance.rundir import RunDir, StageRecord, record_run, save_stage
 from capfilt.provenance.schema import CALIBRATION, METRICS, MODELS, TABLES, Column, Table
 from capfilt.records import Reason, Source
 
@@ -36,7 +36,8 @@ def full_run(run: RunDir) -> RunDir:
     """Return the run with a row in every table."""
     for ordinal in range(3):
         made.commit(run, made.shard(ordinal))
-    record_model(run, any_row(MODELS))
+    record_run(run, {"seed": 0})
+    record_model(run, any_row(MODELS, parent="y"))
     record_calibration(run, "digest", [any_row(CALIBRATION), any_row(CALIBRATION, score="itc")])
     record_metrics(run, "filter", [any_row(METRICS)])
     save_stage(run, StageRecord("judge", 1, started=1.0).finished("done", ended=2.0, count=4))
