@@ -1,4 +1,7 @@
-"""One start of a run: find the input, hold the run, do its stages in order, record how each ended."""
+"""One start of a run: find the input, hold the run, do its stages in order, record how each ended.
+
+A further round of bootstrapping (`stages.rounds`) is a run too, and comes through here like the first one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import canonical_json
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
-from capfilt.files import remove_strays
+from capfilt.files import remove_strays, write_whole
 from capfilt.models.cards import CARD_FILE, read_card
 from capfilt.provenance.catalog import rebuild_catalog
 from capfilt.provenance.rundir import RunDir, StageRecord, lock, next_start, record_run, save_stage
@@ -29,7 +32,7 @@ from capfilt.stages.lineage import record_bundle
 from capfilt.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from capfilt.records import Shard
@@ -49,6 +52,10 @@ class Request:
     stages: Sequence[Stage]
     command: Sequence[str] = ()
     """What was typed, for the record."""
+    round: int = 1
+    """Round of bootstrapping."""
+    previous: Mapping[str, Any] | None = None
+    """What the round before recorded of the model that this one starts from."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,12 @@ class Finished:
 
     run: RunDir
     outcomes: list[tuple[str, Outcome]]
+    round: int = 1
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether a stage was withheld, and with it whatever would have come after."""
+        return any(outcome.status == "withheld" for _, outcome in self.outcomes)
 
     @property
     def next_command(self) -> str:
@@ -67,43 +80,69 @@ class Finished:
 def bootstrap(request: Request, engine: Engine, progress: Progress) -> Finished:
     """Do every stage that is not done yet; the same request again goes on where it stopped.
 
+    A stage that was withheld is the last one: what comes after would build on it.
     Raises CapfiltError where the request cannot be done and RunFailedError where doing it failed.
     """
-    settings = request.settings
+    found = find_inputs(request, engine)
+    run = RunDir.create(request.out)
+    with lock(run):
+        finished = start_run(run, request, found, engine, progress)
+        rebuild_catalog(run)
+    return finished
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request names, found before a run is made for it."""
+
+    web: list[Shard]
+    clean: list[Shard]
+    given: list[Given]
+
+
+def find_inputs(request: Request, engine: Engine) -> Inputs:
+    """Find shards and models; nothing is written. CapfiltError where they are missing or no good."""
     web = find_shards(request.web) if request.web is not None else []
     clean = find_shards(request.clean) if request.clean is not None else []
     _check_input(request, web, clean)
-    given = _find_given(request, engine)
-    run = RunDir.create(request.out)
-    with lock(run):
-        remove_strays(run.path)
-        devices, precision = resolve_devices(settings.compute, engine)
-        facts = _facts(settings, given, web, clean, devices[0].partition(":")[0], precision)
-        record_run(run, facts, settings=settings.model_dump(mode="json"), command=request.command)
-        for one in given:
-            write_given(run.given_file(one.role), one)
-        for one in given:
-            take_into_run(run, one.role, one, engine, progress)
-            if one.role == "init":
-                record_bundle(run, run.model(one.role))
-        context = Context(
-            run=run,
-            settings=settings,
-            web=web,
-            clean=clean,
-            engine=engine,
-            progress=progress,
-            devices=devices,
-            precision=precision,
-            start=next_start(run),
-        )
-        outcomes = []
-        for stage in request.stages:
-            with recorded(stage, context) as ended:
-                ended.append(stage.run(context))
-            outcomes.append((stage.name, ended[0]))
-        rebuild_catalog(run)
-    return Finished(run, outcomes)
+    return Inputs(web, clean, _find_given(request, engine))
+
+
+def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, progress: Progress) -> Finished:
+    """Do the stages of a run that the caller holds."""
+    settings = request.settings
+    remove_strays(run.path)
+    devices, precision = resolve_devices(settings.compute, engine)
+    facts = _facts(request, found, devices[0].partition(":")[0], precision)
+    record_run(run, facts, settings=settings.model_dump(mode="json"), command=request.command)
+    if request.previous is not None:
+        write_whole(run.previous_file, canonical_json(request.previous))
+    for one in found.given:
+        write_given(run.given_file(one.role), one)
+    for one in found.given:
+        take_into_run(run, one.role, one, engine, progress)
+        if one.role == "init":
+            record_bundle(run, run.model(one.role))
+    context = Context(
+        run=run,
+        settings=settings,
+        web=found.web,
+        clean=found.clean,
+        engine=engine,
+        progress=progress,
+        devices=devices,
+        precision=precision,
+        start=next_start(run),
+        round=request.round,
+    )
+    finished = Finished(run, [], request.round)
+    for stage in request.stages:
+        with recorded(stage, context) as ended:
+            ended.append(stage.run(context))
+        finished.outcomes.append((stage.name, ended[0]))
+        if finished.is_withheld:
+            break
+    return finished
 
 
 def take_into_run(run: RunDir, name: str, given: Given, engine: Engine, progress: Progress) -> None:
@@ -179,30 +218,29 @@ def _trains(request: Request) -> bool:
     return any(stage.name.startswith("train_") for stage in request.stages)
 
 
-def _facts(
-    settings: Bootstrap,
-    given: Sequence[Given],
-    web: list[Shard],
-    clean: list[Shard],
-    device: str,
-    precision: str,
-) -> dict[str, Any]:
-    """Return everything the run's rows depend on; what may differ from start to start is left out."""
-    choices = settings.model_dump(mode="json", exclude={"judge", "export", "compute", "bundles"})
+def _facts(request: Request, found: Inputs, device: str, precision: str) -> dict[str, Any]:
+    """Return everything the run's rows depend on; what may differ from start to start is left out.
+
+    What a next round starts from is that round's affair: it is in `next.json` (`stages.next_model`).
+    """
+    settings = request.settings
+    left_out = {"judge", "export", "compute", "bundles", "rounds", "next_round", "stream"}
+    choices = settings.model_dump(mode="json", exclude=left_out)
     for name in ("pretrain", "captioner_training", "filter_training"):
         for what in ("checkpoint_every", "validate_every", "log_every"):
             (choices[name] or {}).pop(what, None)
     choices["clean"].pop("cache_mb")
     return {
         **choices,
+        "round": request.round,
         "device": device,
         "precision": precision,
         "batch_size": settings.compute.images_at_once(device),
         "compile": settings.compute.compile,
         "threads": settings.compute.threads,
-        "bundles": {one.role: one.identity for one in given},
-        "web": _shard_facts(web),
-        "clean_shards": _shard_facts(clean),
+        "bundles": {one.role: one.identity for one in found.given},
+        "web": _shard_facts(found.web),
+        "clean_shards": _shard_facts(found.clean),
     }
 
 

@@ -97,6 +97,8 @@ class Context:
     """fp32, bf16 or int8, resolved."""
     start: int = 1
     """Which start of the run, from 1."""
+    round: int = 1
+    """Round of bootstrapping."""
 
     def say_precision(self) -> None:
         """Say in which numbers models caption and score, where these are not the ones they were made in."""

@@ -22,6 +22,7 @@ from capfilt.errors import CapfiltError
 from capfilt.files import whole_folder
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.commit import manifests
+from capfilt.provenance.lineage import export_digest
 from capfilt.provenance.policy import Policy, newest_policy
 from capfilt.records import Source
 from capfilt.stages.context import Outcome
@@ -105,6 +106,7 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
             manifest = {
                 "facts": facts,
+                "digest": export_digest({"shards": counts.shards}),
                 "samples": counts.samples,
                 "shards": counts.shards,
                 "files": {

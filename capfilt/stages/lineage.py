@@ -48,4 +48,5 @@ def record_bundle(run: RunDir, path: Path) -> None:
         record_calibration(run, card.weights, rows)
     if (path / METRICS_FILE).exists():
         metrics = json.loads((path / METRICS_FILE).read_text(encoding="utf-8"))
-        record_metrics(run, card.kind, [{"model": card.kind, **row} for row in metrics])
+        # By the bundle's name: a run may hold several joint models.
+        record_metrics(run, path.name, [{"model": path.name, **row} for row in metrics])

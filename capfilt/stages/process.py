@@ -50,6 +50,7 @@ class RecaptionAndScore:
                 decoders=decoders(context.settings.compute, context.devices),
                 compiled=facts["compile"],
                 precision=context.precision,
+                round_number=context.round,
             )
             for shard in context.web
         ]
@@ -116,4 +117,5 @@ class RecaptionAndScore:
             "batch_size": settings.compute.images_at_once(context.devices[0]),
             "compile": settings.compute.compile,
             "threads": settings.compute.threads,
+            "round": context.round,
         }
