@@ -33,6 +33,15 @@ def bootstrap(
         bool,
         typer.Option("--no-filter", help="Score nothing and keep every text.", rich_help_panel="Models"),
     ] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            help="Rounds of bootstrapping; between two a fresh model is pre-trained on what was exported.",
+            rich_help_panel="Models",
+        ),
+    ] = None,
     candidates: options.CandidatesOption = None,
     itm: options.ItmOption = None,
     itc: options.ItcOption = None,
@@ -52,9 +61,11 @@ def bootstrap(
 ) -> None:
     """Train a captioner and a filter, caption and score every picture, keep what fits, export it.
 
-    The same command again goes on where it stopped.
+    The same command again goes on where it stopped; with more rounds, after the last one.
 
     Example: capfilt bootstrap web --clean clean --out runs/first --pipeline small
+
+    Example: capfilt bootstrap web --clean clean --out runs/first --pipeline small --rounds 2
     """
     from capfilt.stages.bootstrap import Request
 
@@ -65,6 +76,7 @@ def bootstrap(
         flags={
             "seed": seed,
             "candidates": candidates,
+            "rounds": rounds,
             "input.max_pixels": max_pixels,
             "bundles.init": init,
             "bundles.captioner": captioner,
@@ -89,4 +101,4 @@ def bootstrap(
     )
     stages = found.stages(settings)
     request = Request(web, clean, out, settings, stages, command=typed_command(ctx))
-    run_and_report(request, json=json, quiet=quiet)
+    run_and_report(request, json=json, quiet=quiet, pipeline=found.stages)

@@ -30,6 +30,7 @@ _DIGEST = 12
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """Print a summary."""
+    _show_rounds(summary["rounds"], console)
     _show_samples(summary["samples"], console)
     _show_policy(summary, console)
     _show_texts(summary, console)
@@ -68,6 +69,20 @@ def histogram(counts: Sequence[int], *, ascii_only: bool = False) -> str:
 
 
 # -- the parts, from the top of the page to its end
+
+
+def _show_rounds(rounds: Sequence[Row], console: Console) -> None:
+    if not rounds:
+        return
+    _title("Rounds", console)
+    table = _table(">round", ">texts", ">kept", ">share", ">exported", "captioner", "filter", "both from")
+    for row in rounds:
+        share = f"{row['kept'] / row['captions']:.1%}" if row["captions"] else ""
+        exported = "" if row["samples"] is None else f"{row['samples']:,}"
+        models = [(row[name] or "")[:_DIGEST] for name in ("captioner", "filter", "init")]
+        _add(table, str(row["round"]), f"{row['captions']:,}", f"{row['kept']:,}", share, exported, *models)
+    console.print(table)
+    console.print(f"what follows is round {rounds[0]['round']}; the others are runs of their own")
 
 
 def _show_samples(samples: Mapping[str, Any], console: Console) -> None:

@@ -11,6 +11,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from capfilt.provenance.catalog import open_catalog
+from capfilt.provenance.lineage import rounds_of, schema_of
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import read_json
 from capfilt.stages.export import MANIFEST_FILE
@@ -91,9 +92,10 @@ _EXAMPLES = """
 
 def summarise(run: RunDir) -> dict[str, Any]:
     """Return everything worth telling of a run, as JSON can say it."""
-    with open_catalog(run) as catalog:
+    with open_catalog(run, every_round=True) as catalog:
         summary: dict[str, Any] = {
             "run": str(run.path),
+            "rounds": _rounds(run, catalog),
             "samples": _samples(catalog),
             "verdicts": _rows(catalog, _VERDICTS),
             "texts": _rows(catalog, _TEXTS),
@@ -114,6 +116,22 @@ def summarise(run: RunDir) -> dict[str, Any]:
         "advice": advice(run, kept=kept),
         "next_command": loosening_command(run) if kept == 0 else _next_command(run, summary),
     }
+
+
+def _rounds(run: RunDir, catalog: duckdb.DuckDBPyConnection) -> list[Row]:
+    """Return what each round came to, where there are several; a round is named as the run was."""
+    rounds = rounds_of(run)
+    if len(rounds) == 1:
+        return []
+    rows = _rows(catalog, "SELECT round, captioner, filter, init, samples FROM rounds ORDER BY round")
+    for row, (number, one) in zip(rows, rounds, strict=True):
+        [counts] = _rows(
+            catalog,
+            "SELECT count(*) AS captions, count(*) FILTER (WHERE keep) AS kept "
+            f"FROM {schema_of(number, rounds)}.pairs",
+        )
+        row |= {"path": str(one.path), **counts}
+    return rows
 
 
 def _rows(catalog: duckdb.DuckDBPyConnection, sql: str, *values: object) -> list[Row]:
@@ -196,11 +214,15 @@ def going_on(run: RunDir) -> str:
 
 
 def _next_command(run: RunDir, summary: dict[str, Any]) -> str:
-    """Return what to type next: go on with a run that was stopped, judge it, or what follows its policy."""
+    """Return what to type next: go on with a run that was stopped, look at its last round, judge it, or
+    what follows its policy.
+    """
     last = summary["stages"][-1]["status"] if summary["stages"] else None
     newest = newest_policy(run)
     if not summary["samples"]["shards"] or last in ("failed", "running", "interrupted"):
         return going_on(run)
+    if summary["rounds"]:
+        return shlex.join(["capfilt", "inspect", summary["rounds"][-1]["path"]])
     return first_policy(run) if newest is None else following(run, newest[1])
 
 

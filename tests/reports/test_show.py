@@ -118,3 +118,18 @@ def test_whatever_is_not_empty_is_seen_and_more_is_never_lower(counts: list[int]
         assert [height == 0 for height in heights] == [count == 0 for count in counts]
         ordered = sorted(zip(counts, heights, strict=True))
         assert [height for _, height in ordered] == sorted(heights)
+
+
+def test_rounds_stand_above_the_page_of_the_first_one(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    alone = shown(run)
+    assert "Rounds" not in alone
+    made_run(run.round(2).path)
+
+    title, heads, first, second, rest, page = shown(run).lstrip("\n").split("\n", 5)
+
+    assert (title, heads.split()[:5]) == ("Rounds", ["round", "texts", "kept", "share", "exported"])
+    for number, line in ((1, first), (2, second)):
+        assert line.split() == [str(number), "5", "3", "60.0%", "c" * 12, "f" * 12]
+    assert rest == "what follows is round 1; the others are runs of their own"
+    assert page.strip() == alone.strip()

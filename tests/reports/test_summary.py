@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from made_run import FILTER, HOSTILE, SCORES, made_run, started_run
+from made_run import CAPTIONER, FILTER, HOSTILE, SCORES, made_run, started_run
 
 from capfilt.provenance.policy import AtLeast, Policy, write_policy
 from capfilt.provenance.rundir import StageRecord, save_stage
@@ -161,3 +161,31 @@ def test_what_was_exported_is_looked_at_next(tmp_path: Path) -> None:
     assert summarise(run)["next_command"].startswith(f"capfilt sql {run.path} ")
     write_policy(run, Policy((AtLeast("itm", 0.6),), FILTER))
     assert summarise(run)["next_command"].startswith(f"capfilt export {run.path} ")
+
+
+def test_rounds_are_told_side_by_side_and_the_last_one_is_looked_at_next(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "my run")
+    assert summarise(run)["rounds"] == []
+    second = made_run(run.round(2).path)
+    write_policy(second, Policy((AtLeast("itm", 0.75),), FILTER))
+
+    summary = summarise(run)
+
+    # By hand: of five texts three reach 0.5, and two 0.75.
+    columns = ("round", "captions", "kept", "filter", "captioner")
+    assert [tuple(row[name] for name in columns) for row in summary["rounds"]] == [
+        (1, 5, 3, FILTER, CAPTIONER),
+        (2, 5, 2, FILTER, CAPTIONER),
+    ]
+    assert summary["next_command"] == f"capfilt inspect '{second.path}'"
+    # The page of a run is that of its first round, as before.
+    assert sum(row["pairs"] for row in summary["verdicts"]) == 5
+    assert summarise(second)["rounds"] == []
+
+
+def test_a_run_that_was_stopped_between_rounds_goes_on_first(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    made_run(run.round(2).path)
+    save_stage(run, StageRecord("pretrain_next", 2, started=200.0))
+
+    assert summarise(run)["next_command"] == "capfilt bootstrap 'my web' --out run"
