@@ -1,7 +1,8 @@
 """BLIP's pre-training of the base model (ViT-B/16, 224 px, 20 passes): for `capfilt pretrain`, on GPUs.
 
 Figures are the paper's (Li et al., BLIP, 2022, section 4.1) where it gives one, else the released code's
-(salesforce/BLIP, configs/pretrain.yaml, pretrain.py, utils.py). Where the two differ both are named.
+(salesforce/BLIP, configs/pretrain.yaml, pretrain.py, utils.py). Where the two differ both are named. The
+code also cleans captions (lower case, no punctuation, 30 words); here they are trained on as they stand.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class Choices(Bootstrap):
                 batch_size=2880,  # paper; the code's configuration gives 75 a GPU, 600 on eight of them
                 learning_rate=3e-4,  # paper
                 first_learning_rate=1e-6,  # code: warmup_lr
-                warmup_steps=3000,  # code
+                warmup_steps=3000,  # code, where it ends with the first pass
                 decay=0.85,  # paper; code: lr_decay_rate 0.9
                 final_learning_rate=1e-6,  # code: min_lr
-                weight_decay=0.05,  # paper
+                weight_decay=0.05,  # paper; what decays it does not say, and the code decays everything
+                decays="everything",
                 clip_norm=1e6,  # neither clips gradients
                 label_smoothing=0.1,  # paper: LM
                 momentum=0.995,  # code

@@ -1,6 +1,8 @@
 """BLIP's pre-training of the large model (ViT-L/16, 224 px, 20 passes): for `capfilt pretrain`, on GPUs.
 
-What it does not name is as in pretrain_blip_base; figures and sources are given there.
+What it does not name is as in pretrain_blip_base; figures and sources are given there. The released code
+drops a tenth of the ViT's residual branches (stochastic depth); the paper does not speak of it, and it is
+not done here.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Choices(Bootstrap):
                 decay=0.85,  # paper; code: 0.9
                 final_learning_rate=1e-6,
                 weight_decay=0.05,
+                decays="everything",
                 clip_norm=1e6,
                 label_smoothing=0.1,
                 momentum=0.995,

@@ -93,6 +93,11 @@ def keep_freed_memory() -> None:
         return
 
 
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Return numbers of the host on a device, without waiting for what is queued there."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+
+
 def on_host(numbers: Tensor) -> list[int]:
     """Return a tensor's numbers: the one place where writing waits for a device."""
     values: list[int] = numbers.tolist()

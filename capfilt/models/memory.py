@@ -70,6 +70,15 @@ class StatesMemory:
 Memory = ImageMemory | StatesMemory
 
 
+def joined(first: Memory, then: Memory) -> Memory:
+    """Return the memory of some images, then others'."""
+    if isinstance(first, ImageMemory) and isinstance(then, ImageMemory):
+        return ImageMemory(torch.cat([first.keys, then.keys]), torch.cat([first.values, then.values]))
+    assert isinstance(first, StatesMemory)
+    assert isinstance(then, StatesMemory)
+    return StatesMemory(torch.cat([first.states, then.states]))
+
+
 class TokenCache:
     """Keys and values of one layer's causal self-attention over the tokens so far.
 

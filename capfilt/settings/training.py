@@ -40,13 +40,15 @@ class Phase(Settings):
     """The learning rate is multiplied by it after every pass, down to `final_learning_rate`; when not given
     it falls along a cosine."""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW's, for matrices; gains, biases and the temperature are spared."""
+    """AdamW's, for matrices (BLIP, section 4.1: 0.05)."""
+    decays: Literal["matrices", "everything"] = "matrices"
+    """What decays: gains, biases and the temperature are spared, or not (BLIP's released code)."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Of the language modelling loss (BLIP's released code; the paper, section 3.2)."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """What the momentum encoder keeps of itself at a step (BLIP, section 3.2: 0.995); 0 for none."""
+    """What the momentum encoder keeps of itself at a step (BLIP's released code: 0.995); 0 for none."""
     queue: int = Field(0, ge=0)
     """Momentum features of past pairs that ITC compares with too; batches need not divide it."""
     alpha: float = Field(0.0, ge=0, le=1)
@@ -56,9 +58,9 @@ class Phase(Settings):
     negatives: Literal["distinct", "released"] = "distinct"
     """Which pairs are no negatives of each other: distinct, those with an equal image or an equal caption;
     released, those with an equal image alone, as in BLIP's code."""
-    negatives_by: Literal["online", "momentum"] = "online"
+    negatives_by: Literal["online", "momentum", "chance"] = "online"
     """Features of the other side by which hard negatives are drawn: the model's own (BLIP's released
-    retrieval), or the momentum encoder's (its pre-training)."""
+    retrieval), or the momentum encoder's (its pre-training); by chance none, and all are equally likely."""
     negatives_floor: float = Field(0.0, ge=0, lt=1)
     """Added to the weight of each possible hard negative (BLIP's released pre-training: 1e-4)."""
     accumulate: int = Field(1, ge=1)

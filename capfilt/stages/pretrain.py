@@ -14,6 +14,7 @@ from capfilt.models.cards import read_card
 from capfilt.provenance.rundir import hold
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model
+from capfilt.stages.shard import decoders
 from capfilt.stages.train_one import check_place, start_model
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ def find_pairs(data: str, clean: str | None, settings: Bootstrap) -> Pretraining
     return Pretraining(tuple(pools), (len(pools) - 1,))
 
 
+def setting_of(settings: Bootstrap) -> str:
+    """Return the name of the setting that says how a fresh joint model is pre-trained."""
+    return "pretrain" if settings.next_round is None else "next_round"
+
+
 def training_of(settings: Bootstrap) -> Training:
     """Return how a fresh joint model is pre-trained; refused where the settings do not say."""
     training = settings.next_round or settings.pretrain
@@ -50,8 +56,8 @@ def training_of(settings: Bootstrap) -> Training:
         name = f"pipeline {settings.pipeline}" if settings.pipeline else "the pipeline"
         raise CapfiltError(
             f"{name} says nothing of a pre-training",
-            fix="give one that does, such as --pipeline pretrain_blip_base or small, or describe it in a "
-            " settings file: [[pretrain.phases]]",
+            fix="choose --pipeline small or pretrain_blip_base, which do, or describe one with --config "
+            "FILE: [[next_round.phases]]",
         )
     return training
 
@@ -121,7 +127,8 @@ def _pretrain_there(
         precision=precision,
         threads=settings.compute.threads,
         processes=settings.compute.processes,
-        decoders=settings.compute.decoders or 0,
+        setting=setting_of(settings),
+        decoders=decoders(settings.compute, devices),
     )
     return run_pretraining(job, devices[0], engine, progress)
 

@@ -70,6 +70,8 @@ class PretrainingJob:
     seed: int
     precision: str
     threads: int
+    setting: str = "pretrain"
+    """Name of the setting that holds its phases, for advice."""
     processes: int = 1
     decoders: int = 0
     """Threads that read and decode pictures ahead."""
@@ -79,6 +81,8 @@ class PretrainingJob:
 
 def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
     """Pre-train a model and write its bundle; a bundle of the same training is taken as it is."""
+    import torch
+
     from capfilt.training.parallel import joined, local_device
 
     device = local_device(device)
@@ -94,7 +98,9 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
             refused=dict(material.stream.survey().refused),
             is_new=False,
         )
+        world.agree("settings or shards", digest_of(material.facts), torch.device(device))
         there = same_training(job.out, digest_of(material.facts))
+        world.agree(f"whether {job.out} is there", str(there is not None), torch.device(device))
         # Nobody writes the bundle before everybody has looked for it.
         world.wait()
         if there is not None:
@@ -188,7 +194,7 @@ def _check_shares(job: PretrainingJob) -> None:
             raise CapfiltError(
                 f"a batch of {phase.batch_size} pairs cannot be shared out to {job.processes} processes in "
                 f"{phase.accumulate} parts",
-                fix=f"give a multiple of {shares}, e.g. --set pretrain.phases.{number}.batch_size="
+                fix=f"give a multiple of {shares}, e.g. --set {job.setting}.phases.{number}.batch_size="
                 f"{max(1, round(phase.batch_size / shares)) * shares}",
             )
 
@@ -225,6 +231,7 @@ def _trainer(
         fingerprint=digest_of(material.facts),
         progress=lambda steps, total, _: tell(steps, total),
         say=lambda words: tell(0, 0, words),
+        setting=job.setting,
         world=world,
         keep_at=job.snapshots,
         keep=_keeper(job, material, fresh),

@@ -11,6 +11,7 @@ import torch
 from capfilt.data.augment import augmented, numbers_needed
 from capfilt.data.images import normalise, to_square
 from capfilt.draws import permutation, uniforms
+from capfilt.models.devices import sent
 from capfilt.training.objectives import Batch
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ class PairBatches:
         real = self._real[picked]
         longest = int(real.sum(1).max())
         squares = torch.from_numpy(self._squares(self._indices[picked.numpy()].tolist(), *key))
-        pixels = normalise(squares.to(self._device, non_blocking=True), self._images)
+        pixels = normalise(sent(squares, self._device), self._images)
         return Batch(
             pixels=pixels,
-            ids=self._ids[picked, :longest].to(self._device),
-            real=real[:, :longest].to(self._device),
-            image_ids=self._image_ids[picked].to(self._device),
-            caption_ids=self._caption_ids[picked].to(self._device),
+            ids=sent(self._ids[picked, :longest], self._device),
+            real=sent(real[:, :longest], self._device),
+            image_ids=sent(self._image_ids[picked], self._device),
+            caption_ids=sent(self._caption_ids[picked], self._device),
         )
 
     def _squares(self, indices: list[int], *key: str | int) -> NDArray[np.uint8]:

@@ -7,7 +7,6 @@ one.
 
 from __future__ import annotations
 
-import io
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 
 from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
-from capfilt.files import write_whole
+from capfilt.files import whole_file
 from capfilt.training.momentum import Momentum
 from capfilt.training.objectives import Batch, Losses, Setting, step_losses, targets_in
 from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
@@ -81,6 +80,8 @@ class Trainer:
     """Told (steps done, steps in all, pairs of this step)."""
     say: Callable[[str], None] = lambda _: None
     """Told what looks wrong, once."""
+    setting: str = ""
+    """Name of the setting that holds its phases, for advice; by default that of its name."""
     keeps_image_encoder: bool = False
     """The image encoder stays as it came: no gradients, no decay, its batch norms' statistics kept."""
     world: World = ALONE
@@ -99,8 +100,10 @@ class Trainer:
     """Steps of this epoch of ITM; it has as many as a pass takes, and begins when ITM does."""
 
     def __post_init__(self) -> None:
+        if not self.setting:
+            self.setting = "pretrain" if self.name == "joint" else f"{self.name}_training"
         phases = [(phase, self.steps_of(phase)) for phase in self.training.phases]
-        self.record = Record(phases, _setting(self.name))
+        self.record = Record(phases, self.setting)
 
     @property
     def rows(self) -> list[Row]:
@@ -112,6 +115,9 @@ class Trainer:
         share_norms(self.model, self.world)
         self.world.share(self.model)
         state = self._saved()
+        self.world.agree(
+            "how far the training is", f"{self.fingerprint} {self._phase} {self._step}", self.model.device
+        )
         self.model.image.requires_grad_(not self.keeps_image_encoder)
         self.model.checkpoint_gradients(self.training.gradient_checkpointing)
         for number, phase in enumerate(self.training.phases):
@@ -139,6 +145,7 @@ class Trainer:
         in_epoch = self.train.steps_in_epoch(phase.batch_size)
         validation = Validation(self.model, self.vocabulary, self.held_out, phase, (self.seed, self.name))
         self.record.begin(number)
+        self._say_of_warmup(number, phase, steps)
         for step in range(self._step, steps):
             batch = self.train.at(step, phase.batch_size, phase.accumulate, self.seed, self.name, number)
             for group in optimizer.param_groups:
@@ -163,6 +170,15 @@ class Trainer:
             if last or self._step % self.training.checkpoint_every == 0:
                 self._write_rows()
                 self._save(optimizer)
+
+    def _say_of_warmup(self, number: int, phase: Phase, steps: int) -> None:
+        if phase.warmup_steps is None or phase.warmup_steps < steps or self._step:
+            return
+        self.say(
+            f"training the {self.name}: the warm-up takes {phase.warmup_steps:,} steps and there are "
+            f"{steps:,}, so that the rate never comes near {phase.learning_rate:g}; warm up for less "
+            f"(--set {self.setting}.phases.{number}.warmup_steps=...), or give more pairs"
+        )
 
     def steps_of(self, phase: Phase) -> int:
         """Return how many steps a phase takes."""
@@ -227,7 +243,7 @@ class Trainer:
         if not self._negatives_in_epoch:
             raise CapfiltError(
                 f"training the {self.name}: a whole epoch had no wrong pair for ITM to learn from",
-                fix=f"give a batch size above 1 (--set {_setting(self.name)}.phases.{self._phase}.batch_size="
+                fix=f"give a batch size above 1 (--set {self.setting}.phases.{self._phase}.batch_size="
                 "64) and clean pairs whose captions differ",
             )
         self._matched_in_epoch = self._negatives_in_epoch = 0
@@ -251,11 +267,11 @@ class Trainer:
                 raise self._diverged(f"{name} {where}is {value} after step {self._step}")
 
     def _diverged(self, what: str) -> RunFailedError:
-        rate = f"{_setting(self.name)}.phases.{self._phase}.learning_rate"
+        rate = f"{self.setting}.phases.{self._phase}.learning_rate"
         return RunFailedError(
             f"training the {self.name}: {what}",
-            fix=f"lower the learning rate (--set {rate}=...), or train in fp32 (--precision fp32); nothing "
-            "of this training was kept after its last checkpoint",
+            fix=f"remove {self.checkpoint} and begin anew with a lower learning rate (--set {rate}=...), or "
+            "in fp32 (--precision fp32)",
         )
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
@@ -266,30 +282,37 @@ class Trainer:
         self.world.wait()
         if not self.world.leads:
             return
-        data = io.BytesIO()
-        torch.save(
-            {
-                "fingerprint": self.fingerprint,
-                "model": self.model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "momentum": self._momentum.state_dict() if self._momentum is not None else None,
-                "phase": self._phase,
-                "step": self._step,
-                "matched_in_epoch": self._matched_in_epoch,
-                "negatives_in_epoch": int(self._negatives_in_epoch),
-                "rows": self.record.rows,
-            },
-            data,
-        )
-        write_whole(self.checkpoint, data.getvalue())
+        with whole_file(self.checkpoint) as temporary:
+            torch.save(self._state(optimizer), temporary)
+
+    def _state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return all that a training which goes on needs."""
+        return {
+            "fingerprint": self.fingerprint,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "momentum": self._momentum.state_dict() if self._momentum is not None else None,
+            "phase": self._phase,
+            "step": self._step,
+            "matched_in_epoch": self._matched_in_epoch,
+            "negatives_in_epoch": int(self._negatives_in_epoch),
+            "rows": self.record.rows,
+        }
 
     def _saved(self) -> dict[str, Any] | None:
-        """Take up the newest checkpoint of this training; returns it, or None to begin."""
+        """Take up the newest checkpoint of this training; returns it, or None to begin.
+
+        One of another training is refused: it may have taken weeks.
+        """
         if not self.checkpoint.exists():
             return None
         state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.model.device, weights_only=True)
         if state["fingerprint"] != self.fingerprint:
-            return None
+            raise CapfiltError(
+                f"{self.checkpoint} is a training in progress with other settings, pairs or versions, "
+                f"{state['step']} steps into phase {state['phase'] + 1}",
+                fix=f"give what it was begun with, or remove {self.checkpoint} to begin anew",
+            )
         self.model.load_state_dict(state["model"])
         self._phase, self._step = state["phase"], state["step"]
         self._matched_in_epoch = state["matched_in_epoch"]
@@ -308,8 +331,3 @@ def _summed(parts: list[Losses], world: World) -> dict[str, torch.Tensor]:
 def _first_with_itm(phase: Phase, steps: int) -> int:
     """Return the first step of a phase that has ITM, counted from 0."""
     return math.ceil(phase.itm_from * steps)
-
-
-def _setting(name: str) -> str:
-    """Return the name of the setting that holds a training's phases."""
-    return "pretrain" if name == "joint" else f"{name}_training"

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from capfilt.draws import uniforms
+from capfilt.models.devices import sent
 from capfilt.models.losses import draw_hard_negatives, itc_loss, itm_loss, lm_loss
+from capfilt.models.memory import joined
 from capfilt.training.parallel import ALONE, World
 
 if TYPE_CHECKING:
@@ -241,8 +243,10 @@ def _wrong_pairs(model: MED, pairs: _Pairs, phase: Phase, setting: Setting) -> t
         texts, images = pairs.momentum.batch_texts, pairs.momentum.batch_images
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         to_text, to_image = pairs.images @ texts.T, pairs.texts @ images.T
+    if phase.negatives_by == "chance":
+        to_text, to_image = torch.zeros_like(to_text), torch.zeros_like(to_image)
     batch = len(pairs.image_ids)
-    numbers = torch.from_numpy(uniforms(2 * batch, "negatives", *setting.key)).to(images.device)
+    numbers = sent(torch.from_numpy(uniforms(2 * batch, "negatives", *setting.key)), images.device)
     of_text, of_image = numbers[:batch][pairs.rows], numbers[batch:][pairs.rows]
     floor = phase.negatives_floor
     return (
@@ -278,9 +282,9 @@ def _matching(
         wrong_ids = world.gather(ids)[wrong_text]
         wrong_real = world.gather(batch.real.to(torch.uint8))[wrong_text].bool()
         theirs = world.gather_with_gradient(states)[wrong_image]
+        order = torch.cat([rows, rows + pairs, rows])
         seen = [
-            layer.take(torch.cat([rows, rows + pairs, rows]))
-            for layer in model.memory(torch.cat([states, theirs]))
+            joined(mine, other).take(order) for mine, other in zip(memory, model.memory(theirs), strict=True)
         ]
     logits = model.itm_logits(
         torch.cat([ids, ids, wrong_ids]), torch.cat([batch.real, batch.real, wrong_real]), seen

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def optimizer_of(model: nn.Module, phase: Phase) -> torch.optim.AdamW:
     """Return AdamW that decays matrices and spares gains, biases, the temperature and what is frozen."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    others = [parameter for parameter in trained if parameter.ndim < 2]
+    spares = phase.decays == "matrices"
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2 or not spares]
+    others = [parameter for parameter in trained if parameter.ndim < 2 and spares]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": phase.weight_decay},

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, distributed
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from capfilt.draws import seed_of
+from capfilt.errors import CapfiltError
 from capfilt.training import launch
 
 if TYPE_CHECKING:
@@ -88,6 +90,17 @@ class World:
         for tensor in model.state_dict().values():
             distributed.broadcast(tensor, src=0)
 
+    def agree(self, what: str, facts: str, device: torch.device) -> None:
+        """Refuse to go on where the processes differ in something that all of them must share."""
+        if self.size == 1:
+            return
+        mine = torch.tensor([seed_of(facts)], device=device)
+        if len(set(self.gather(mine).tolist())) > 1:
+            raise CapfiltError(
+                f"the processes differ in {what}",
+                fix="give all machines the same command and shards, and --out on a disk that they share",
+            )
+
     def wait(self) -> None:
         """Wait for the others."""
         if self.size > 1:
@@ -111,12 +124,16 @@ def joined(device: str) -> Iterator[World]:
         yield ALONE
         return
     if device.startswith("cuda"):
+        if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+            raise CapfiltError(
+                f"this machine has {torch.cuda.device_count()} GPUs, and this process is to take {device}",
+                fix="launch one process for each GPU of a machine: torchrun --nproc_per_node",
+            )
         torch.cuda.set_device(torch.device(device))
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
-    try:
-        yield world
-    finally:
-        distributed.destroy_process_group()
+    yield world
+    # After an error nothing is tidied up: that may wait for the others, and the process ends anyway.
+    distributed.destroy_process_group()
 
 
 def _gathered(rows: Tensor, size: int) -> Tensor:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
+from capfilt.errors import CapfiltError
+
 if TYPE_CHECKING:
     from capfilt.training.parallel import World
 
@@ -23,6 +25,11 @@ def share_norms(model: nn.Module, world: World) -> None:
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, _Shared.of(child, world.size))
+            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+                raise CapfiltError(
+                    f"the image encoder has a {type(child).__name__}, and each process would have its own",
+                    fix="train it in one process, or take a ViT without batch norms",
+                )
 
 
 class _Shared(nn.BatchNorm2d):

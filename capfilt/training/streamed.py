@@ -21,6 +21,7 @@ from capfilt.data.images import RefusedImage, decode, normalise, to_square
 from capfilt.data.sources import read_bytes
 from capfilt.draws import seed_of, uniforms
 from capfilt.errors import CapfiltError
+from capfilt.models.devices import sent
 from capfilt.training.objectives import Batch
 from capfilt.training.parallel import ALONE, World
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from capfilt.settings import Augment, Images, Input
 
 _STEPS_AHEAD = 2
-"""Steps whose pictures are decoded before they are asked for, where there are threads for it."""
+"""Steps whose pictures are decoded before they are asked for, where there are threads for it: at least so
+many, and as many as threads, which take a step each."""
 _PASSES_OF_A_PHASE = 1 << 20
 """Passes are numbered on from phase to phase, so that no two phases see the pairs in one order."""
 
@@ -76,11 +78,11 @@ class Reader:
         squares = torch.from_numpy(np.stack([square for _, square, _ in loaded]))
         captions = torch.tensor([seed_of(same_caption(every[number].text)) for number in taken])
         return Batch(
-            pixels=normalise(squares.to(self.device, non_blocking=True), self.images),
-            ids=ids[places, :longest].to(self.device),
-            real=real[places, :longest].to(self.device),
-            image_ids=torch.tensor([image for _, _, image in loaded]).to(self.device),
-            caption_ids=captions.to(self.device),
+            pixels=normalise(sent(squares, self.device), self.images),
+            ids=sent(ids[places, :longest], self.device),
+            real=sent(real[places, :longest], self.device),
+            image_ids=sent(torch.tensor([image for _, _, image in loaded]), self.device),
+            caption_ids=sent(captions, self.device),
         )
 
     def _picture(
@@ -160,7 +162,7 @@ class StreamBatches:
             return self._reader.batch(drawn, rows, refused, *key, step), refused
 
         steps = ((step, list(islice(pairs, batch_size))) for step in count(first))
-        ahead = _STEPS_AHEAD * bool(self._threads)
+        ahead = max(_STEPS_AHEAD, self._threads) if self._threads else 0
         for batch, refused in in_order(load, steps, threads=self._threads, ahead=ahead):
             self.refused.update(refused)
             yield batch

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST = 1024
 """Held-out pairs that are measured."""
+AT_ONCE = 64
+"""Of them in a batch, at most: every process measures all, and must not need more room than to train."""
 CAPTIONED = 64
 """Held-out pictures that are captioned, to see whether captions differ at all."""
 FEWEST = 20
@@ -40,7 +42,7 @@ class Validation:
     def measure(self) -> dict[str, float]:
         """Return measurements by name; none without held-out pairs.
 
-        Losses are means over batches like the training's, without momentum and queues. `itc_chance` is the
+        Losses are means over small batches, without momentum and queues. `itc_chance` is the
         ITC of guessing, `itm_positive` and `itm_negative` are mean probabilities of a match of right and
         wrong pairs, `distinct_captions` is the share of different ones among greedy captions.
         """
@@ -48,7 +50,7 @@ class Validation:
             return {}
         self.model.eval()
         pairs = min(len(self.held_out), MOST)
-        size = max(1, self.phase.batch_size // self.phase.accumulate)
+        size = min(AT_ONCE, max(1, self.phase.batch_size // self.phase.accumulate))
         sums: dict[str, list[float]] = {}
         for start in range(0, pairs, size):
             batch = self.held_out.rows(range(start, min(start + size, pairs)))

@@ -443,7 +443,7 @@ def test_a_round_that_was_removed_is_done_anew_from_other_choices(
     [
         ({"bundles": {"captioner": "a/model"}}, "a captioner that is given is not fine-tuned", "--captioner"),
         ({"recaption": False}, "without a captioner", "--no-recaption"),
-        ({"next_round": None}, "says nothing of a pre-training", r"\[\[pretrain\.phases\]\]"),
+        ({"next_round": None}, "says nothing of a pre-training", r"\[\[next_round\.phases\]\]"),
         ({"compute": {"processes": 2}}, "in one process", "torchrun"),
     ],
 )

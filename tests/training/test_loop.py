@@ -169,8 +169,8 @@ def test_a_resumed_training_repeats_no_step_before_its_checkpoint(pairs: CleanSe
     assert seen == list(range(8, STEPS + 1))
 
 
-def test_a_checkpoint_of_another_training_is_not_taken_up(
-    pairs: CleanSet, undisturbed: Trainer, tmp_path: Path
+def test_a_checkpoint_of_another_training_is_neither_taken_up_nor_lost(
+    pairs: CleanSet, tmp_path: Path
 ) -> None:
     other = trainer(
         pairs,
@@ -180,13 +180,14 @@ def test_a_checkpoint_of_another_training_is_not_taken_up(
         train=TRAIN,
     )
     other.run()
-    assert (tmp_path / "c.pt").exists()
+    kept = (tmp_path / "c.pt").read_bytes()
 
     again = trainer(pairs, tmp_path / "c.pt", TWO_PHASES, train=TRAIN, held_out=HELD_OUT)
-    again.run()
+    with pytest.raises(CapfiltError, match="4 steps into phase 1") as caught:
+        again.run()
 
-    assert _equal(again.model, undisturbed.model)
-    assert without_times(again.rows) == without_times(undisturbed.rows)
+    assert str(tmp_path / "c.pt") in caught.value.fix
+    assert (tmp_path / "c.pt").read_bytes() == kept
 
 
 def test_the_seed_and_the_weights_move_what_is_learnt(pairs: CleanSet, tmp_path: Path) -> None:
