@@ -19,11 +19,17 @@ _ROLES = {"captioner": ("write captions", {"lm"}), "filter": ("score pairs", {"i
 
 
 def chosen(
-    base: B, *, config: Path | None = None, flags: Mapping[str, Any], assignments: Sequence[str] | None = None
+    base: B,
+    *,
+    config: Path | None = None,
+    flags: Mapping[str, Any],
+    assignments: Sequence[str] | None = None,
+    many_processes: bool = False,
 ) -> B:
     """Return the settings with what was typed put over them.
 
-    `flags` are values by dotted name; None is a flag that was not given.
+    `flags` are values by dotted name; None is a flag that was not given. A command that several processes
+    do together says so by `many_processes`; any other is refused under torchrun.
     """
     from capfilt.layers import changed, read_toml
 
@@ -31,6 +37,8 @@ def chosen(
     settings = changed(base, *layers, nested(flags), assignments=assignments or ())
     _check_candidates(settings)
     _check_bundles(settings)
+    if not many_processes:
+        _check_alone(settings)
     return settings
 
 
@@ -55,6 +63,19 @@ def _check_candidates(settings: Bootstrap) -> None:
             f"candidates is {settings.candidates}, and decoding.method {method} has one answer for a picture",
             fix="give --candidates 1, or draw by --set decoding.method=nucleus",
         )
+
+
+def _check_alone(settings: Bootstrap) -> None:
+    from capfilt.training.launch import launched
+
+    if settings.compute.processes == 1 and launched() == 1:
+        return
+    raise CapfiltError(
+        "this command is one process, which starts its own workers, and several were "
+        + ("launched" if launched() > 1 else "asked for by compute.processes"),
+        fix="start it without torchrun and with compute.processes=1; several processes train one model by "
+        "`capfilt pretrain`",
+    )
 
 
 def _check_bundles(settings: Bootstrap) -> None:

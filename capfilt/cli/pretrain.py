@@ -73,6 +73,7 @@ def pretrain(
             "compute.precision": precision,
         },
         assignments=assignments,
+        many_processes=True,
     )
     check_launch(settings.compute.processes, "-m " + shlex.join(typed_command(ctx)))
     with shown_progress(quiet=quiet or not leads()) as progress:
@@ -80,7 +81,11 @@ def pretrain(
     if card is None:
         return
     picture = write_curves(out)
-    following = next_step("bootstrap", "WEB", "--clean", clean or "CLEAN", "--init", out, "--out", "RUN")
+    # With another seed, other clean pairs are held out, and the model has seen some of them.
+    same = ("--seed", settings.seed) if settings.seed else ()
+    following = next_step(
+        "bootstrap", "WEB", "--clean", clean or "CLEAN", "--init", out, *same, "--out", "RUN"
+    )
     if json:
         print_json(
             {

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json
-from capfilt.data.apart import Apart, held_out_places
 from capfilt.data.sources import find_shards
 from capfilt.data.stream import TarPool
 from capfilt.errors import CapfiltError
@@ -22,20 +21,20 @@ from capfilt.provenance.lineage import export_digest, read_export
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import read_json
 from capfilt.settings import Judge
+from capfilt.stages.clean_pool import clean_pool
 from capfilt.stages.context import Outcome
 from capfilt.stages.judge import policy_of
 from capfilt.stages.lineage import record_bundle
-from capfilt.stages.pretrain import run_pretraining, told, training_of
+from capfilt.stages.pretrain import run_pretraining, setting_of, told, training_of
 from capfilt.stages.pretraining_job import PretrainingJob
+from capfilt.stages.shard import decoders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from capfilt.data.apart import Place
     from capfilt.provenance.rundir import RunDir
-    from capfilt.records import Shard
-    from capfilt.settings import Bootstrap, Clean, Input
-    from capfilt.stages.context import Context, Tell
+    from capfilt.settings import Bootstrap
+    from capfilt.stages.context import Context
 
 Record = dict[str, Any]
 """What is recorded of the model: its digest, that of its pairs and of the export, who wrote and kept the
@@ -83,10 +82,6 @@ class PretrainNext:
     def _job(self, context: Context) -> PretrainingJob:
         settings = context.settings
         clean = tuple(context.clean)
-        measured_on = _MeasuredOn(clean, settings.input, settings.clean, self.seed)
-        [(_, places)] = list(
-            context.engine.run(_held_out, [measured_on], devices=["cpu"], threads=settings.compute.threads)
-        )
         return PretrainingJob(
             out=context.run.model("next"),
             checkpoint=context.run.training("next") / "checkpoint.pt",
@@ -94,7 +89,7 @@ class PretrainNext:
             training=training_of(settings),
             pools=(
                 TarPool(tuple(find_shards(context.run.export)), settings.input, "web"),
-                Apart(TarPool(clean, settings.input, "clean"), places),
+                clean_pool(clean, settings, self.seed, context.engine),
             ),
             clean_pools=(1,),
             stream=settings.stream,
@@ -105,7 +100,8 @@ class PretrainNext:
             seed=self.seed,
             precision=context.precision,
             threads=settings.compute.threads,
-            decoders=settings.compute.decoders or 0,
+            setting=setting_of(settings),
+            decoders=decoders(settings.compute, context.devices),
         )
 
     def _record(self, context: Context, facts: dict[str, Any]) -> Record:
@@ -153,21 +149,6 @@ def check_unchanged(run: RunDir, facts: Mapping[str, Any], following: RunDir) ->
             fix="give the recorded values again, or another --out; or remove that folder and those of later "
             "rounds, to do them anew",
         )
-
-
-@dataclass(frozen=True)
-class _MeasuredOn:
-    """Clean pairs, and how a training splits them."""
-
-    shards: tuple[Shard, ...]
-    limits: Input
-    clean: Clean
-    seed: int
-
-
-def _held_out(job: _MeasuredOn, _device: str, _tell: Tell) -> frozenset[Place]:
-    """Return the pairs that the next round's filter is measured on; done by a worker."""
-    return held_out_places(job.shards, job.limits, job.clean, seed=job.seed)
 
 
 def _choices(settings: Bootstrap, seed: int) -> dict[str, Any]:

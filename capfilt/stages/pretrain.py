@@ -13,6 +13,7 @@ from capfilt.errors import CapfiltError
 from capfilt.models.cards import read_card
 from capfilt.provenance.rundir import hold
 from capfilt.stages.bootstrap import resolve_devices
+from capfilt.stages.clean_pool import clean_pool
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model
 from capfilt.stages.shard import decoders
 from capfilt.stages.train_one import check_place, start_model
@@ -36,11 +37,15 @@ class Pretraining:
     """Numbers of the pools that pairs are held out of: the clean ones, where there are any."""
 
 
-def find_pairs(data: str, clean: str | None, settings: Bootstrap) -> Pretraining:
-    """Find the shards of a pre-training; those of CLEAN are streamed like the others."""
+def find_pairs(data: str, clean: str | None, settings: Bootstrap, engine: Engine) -> Pretraining:
+    """Find the shards of a pre-training; those of CLEAN are streamed like the others.
+
+    The pairs of CLEAN on which a filter is measured that is fine-tuned from the model with the same seed are
+    left out: it would be calibrated on pairs that the model has seen.
+    """
     pools: list[Pool] = [TarPool(tuple(find_shards(data)), settings.input, "web")]
     if clean is not None:
-        pools.append(TarPool(tuple(find_shards(clean)), settings.input, "clean"))
+        pools.append(clean_pool(tuple(find_shards(clean)), settings, settings.seed, engine))
     return Pretraining(tuple(pools), (len(pools) - 1,))
 
 
@@ -79,8 +84,8 @@ def pretrain(
     """
     out = out.absolute()
     check_place("joint", out)
-    pairs = find_pairs(data, clean, settings)
     training = training_of(settings)
+    pairs = find_pairs(data, clean, settings, engine)
     work = out.with_name(f".{out.name}.training")
     with hold(work / "lock", out) if leads else nullcontext():
         try:

@@ -93,6 +93,7 @@ class TrainModels:
             seed=settings.seed,
             precision=context.precision,
             threads=settings.compute.threads,
+            start=settings.bundles,
         )
 
 

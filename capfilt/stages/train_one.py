@@ -85,6 +85,7 @@ def _train_there(
             seed=settings.seed,
             precision=precision,
             threads=settings.compute.threads,
+            start=settings.bundles,
         )
 
     own = settings.captioner_training if kind == "captioner" else settings.filter_training

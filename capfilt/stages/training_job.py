@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from capfilt.models.bundle import Bundle
+    from capfilt.models.initial import Start
     from capfilt.records import Shard
-    from capfilt.settings import Augment, Clean, Input, Model, Training
+    from capfilt.settings import Augment, Bundles, Clean, Input, Model, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
 
@@ -57,6 +58,8 @@ class TrainingJob:
     precision: str
     """Of scoring, which a filter is calibrated in; a training computes in fp32 on every CPU."""
     threads: int
+    start: Bundles | None = None
+    """What image encoder and text side of a model from scratch start from."""
 
 
 def told_of_fresh_parts(job: TrainingJob, result: Trained) -> str:
@@ -126,6 +129,8 @@ class _Material:
     """What a training works on."""
 
     init: Bundle | None
+    start: Start | None
+    """Weights that parts of a model from scratch start from."""
     settings: Model
     """How the model is built: as the one it starts from, where there is one."""
     pairs: CleanSet
@@ -139,9 +144,11 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
     """Read the model to start from and the pairs, and split them."""
     from capfilt.models.bundle import load_bundle
     from capfilt.models.devices import autocast_type
+    from capfilt.models.initial import find_start, settle
 
     init = load_bundle(job.init) if job.init is not None else None
-    settings = init.card.model if init is not None else job.model
+    start = find_start(job.start, job.model) if init is None and job.start is not None else None
+    settings = init.card.model if init is not None else settle(start, job.model)
     # Which model it is built like says nothing of what is trained of it.
     settings = changed(settings, {"shared_vision": job.model.shared_vision})
     if begins:
@@ -160,12 +167,13 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
         "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
         "data": pairs.digest,
         "init": identity(init.card) if init is not None else None,
+        "start": start.facts() if start is not None else None,
         "seed": job.seed,
         "device": device.partition(":")[0],
         "precision": "bf16" if autocast_type(job.precision, device) is not None else "fp32",
         "threads": job.threads,
     }
-    return _Material(init, settings, pairs, train, held_out, facts)
+    return _Material(init, start, settings, pairs, train, held_out, facts)
 
 
 def check_shared_vision(model: Model, kind: Kind, *, starts_from_a_model: bool) -> None:
@@ -188,6 +196,7 @@ def _trainer(
     import torch
 
     from capfilt.models.devices import autocast_type
+    from capfilt.models.initial import load_start, start_vocabulary
     from capfilt.models.med import MED, adopt
     from capfilt.models.vocabulary import train_vocabulary
     from capfilt.training.batches import PairBatches
@@ -198,12 +207,15 @@ def _trainer(
     if material.init is not None:
         vocabulary = material.init.vocabulary
     else:
-        vocabulary = train_vocabulary((pair.text for pair in pairs.pairs), settings.text.vocabulary)
+        words = start_vocabulary(material.start)
+        vocabulary = words or train_vocabulary((p.text for p in pairs.pairs), settings.text.vocabulary)
     model = MED(settings, len(vocabulary), objectives_in(job.training))
     fresh: tuple[str, ...] = ()
     if material.init is not None:
         lacking, _ = adopt(model, material.init.model.state_dict())
         fresh = fresh_parts(lacking, material.init, model.state_dict())
+    elif material.start is not None:
+        load_start(material.start, model, settings)
     model.to(device)
 
     def batches(indices: list[int], augment: Augment | None = None) -> PairBatches:

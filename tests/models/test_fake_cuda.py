@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -43,8 +44,9 @@ SIDE = SMALL.images.size_px
 
 @contextmanager
 def without_a_gpu() -> Iterator[torch.device]:
-    # Numbers made on the host (draws, means of colours) may come in, as tensors of the CPU.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # Numbers made on the host (draws, means of colours) may come in, as tensors of the CPU; to pin them, so
+    # that they travel without anybody's waiting, takes a driver.
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(torch.Tensor, "pin_memory", lambda it: it):
         yield torch.device("cuda")
 
 

@@ -15,6 +15,8 @@ import torch
 from steps import joint_phase
 from togethers import CASES, DIED, DrawnBatches, results, together
 
+from capfilt.draws import seed_of
+from capfilt.errors import CapfiltError
 from capfilt.training import loop
 from capfilt.training.parallel import ALONE, World, joined, local_device
 
@@ -155,8 +157,29 @@ class Unheard(World):
     def sum_gradients(self, model: torch.nn.Module) -> None:
         """Nobody has any."""
 
+    def agree(self, what: str, facts: str, device: torch.device) -> None:
+        """Nobody differs."""
+
     def wait(self) -> None:
         """Nobody is waited for."""
+
+
+@dataclass(frozen=True)
+class Beside(World):
+    """One of two processes; what the other one says is known beforehand."""
+
+    other: str = ""
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, torch.tensor([seed_of(self.other)])])
+
+
+def test_processes_that_differ_are_refused() -> None:
+    world = Beside(0, 2, other="step 5000")
+    world.agree("how far it is", "step 5000", torch.device("cpu"))
+    with pytest.raises(CapfiltError, match="the processes differ in how far it is") as caught:
+        world.agree("how far it is", "step 0", torch.device("cpu"))
+    assert "a disk that they share" in caught.value.fix
 
 
 def test_no_two_processes_parts_or_steps_drop_out_alike(
