@@ -130,6 +130,19 @@ def take_given(given: Given, bundle: Path, engine: Engine) -> None:
         )
 
 
+def given_bundle(asked: Wanted, folder: Path, engine: Engine) -> Path:
+    """Return the bundle of a model for a command that keeps none: as it lies there, or made in `folder`.
+
+    Raises CapfiltError as `find_given` does.
+    """
+    given = find_given(asked, None, engine)
+    found = Path(given.found)
+    if _is_taken_as_it_is(found, given.size_px):
+        return found
+    take_given(given, folder, engine)
+    return folder
+
+
 def read_given(file: Path) -> Given | None:
     """Return a record of a model that was taken; None where there is none."""
     if not file.exists():

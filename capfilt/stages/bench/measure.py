@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
-from capfilt.models.cards import CARD_FILE, read_card
+from capfilt.models.cards import read_card
 from capfilt.settings import SettledDecoding
 from capfilt.stages.bench.compare import compare, why_not
 from capfilt.stages.bench.instruments import (
@@ -28,7 +28,7 @@ from capfilt.stages.bench.instruments import (
 )
 from capfilt.stages.bench.measured import PARTS, Counters, Measured, Part
 from capfilt.stages.bootstrap import resolve_devices
-from capfilt.stages.given import find_given, take_given, wanted
+from capfilt.stages.given import given_bundle, wanted
 from capfilt.stages.shard import ShardJob, decoders, models_of
 
 if TYPE_CHECKING:
@@ -113,16 +113,11 @@ def at_once(devices: list[str], threads: int) -> int:
 
 
 def _taken(role: Role, settings: Bootstrap, folder: Path, engine: Engine) -> Path | None:
-    """Return the bundle of a model that is given: a bundle as it lies there, others made into one."""
+    """Return the bundle of a model, if one is given."""
     source: Path | None = getattr(settings.bundles, role)
     if source is None:
         return None
-    given = find_given(wanted(role, source, settings.bundles), None, engine)
-    found = Path(given.found)
-    if (found / CARD_FILE).exists() and given.size_px in (None, read_card(found).model.images.size_px):
-        return found
-    take_given(given, folder / role, engine)
-    return folder / role
+    return given_bundle(wanted(role, source, settings.bundles), folder / role, engine)
 
 
 def _decoding(captioner: Path | None, chosen: Decoding) -> SettledDecoding:

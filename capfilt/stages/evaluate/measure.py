@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
-from capfilt.models.cards import CARD_FILE, Objective, read_card
+from capfilt.models.cards import Objective, read_card
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.evaluate.filtering import FilterChoices, measure_filter
 from capfilt.stages.evaluate.pairs import read_pairs
 from capfilt.stages.evaluate.results import Evaluation, Findings, Task
 from capfilt.stages.evaluate.retrieval import RetrievalChoices, measure_retrieval
-from capfilt.stages.given import find_given, take_given, wanted
+from capfilt.stages.given import given_bundle, wanted
 from capfilt.stages.shard import load_captioner, load_filter
 
 if TYPE_CHECKING:
@@ -110,17 +110,9 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
 
 
 def _taken(request: EvaluationRequest, folder: Path, engine: Engine) -> Path:
-    """Return the bundle of the model: a bundle as it lies there, others made into one."""
+    """Return the bundle of the model, which must have learnt what the task needs."""
     role, needs = _ROLES[request.task]
-    bundles = request.settings.bundles
-    given = find_given(wanted(role, Path(request.model), bundles), None, engine)
-    bundle = Path(given.found)
-    if not (bundle / CARD_FILE).exists() or given.size_px not in (
-        None,
-        read_card(bundle).model.images.size_px,
-    ):
-        take_given(given, folder, engine)
-        bundle = folder
+    bundle = given_bundle(wanted(role, Path(request.model), request.settings.bundles), folder, engine)
     card = read_card(bundle)
     if not needs.intersection(card.objectives):
         verb = "write captions" if request.task == "caption" else "score pairs"
