@@ -92,6 +92,8 @@ def measure_captions(
             "Words are not parted as Penn Treebank's tokenizer does, which published figures are computed "
             "with: compare these figures with each other, on the same data, and not with papers.",
             "Shares of different captions fall as captions become more: compare sets of one size.",
+            "Different words have no interval: pictures that are drawn again repeat their words, and every "
+            "such draw would have fewer.",
         ],
         facts={"decoding": decoding.model_dump(mode="json")},
     )

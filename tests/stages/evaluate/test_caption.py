@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import drawn
@@ -95,6 +96,9 @@ def test_different_captions_are_counted_and_their_interval_holds_the_figure(
             assert figure.value == pytest.approx(of_all[name])
             if measure != "different words":
                 assert figure.low <= figure.value <= figure.high
+            else:
+                assert math.isnan(figure.low)
+        assert any(note.startswith("Different words have no interval") for note in one.found.notes)
 
 
 @pytest.mark.parametrize("method", ["beam", "nucleus"])
