@@ -13,7 +13,7 @@ from capfilt.reports.text import visible
 from capfilt.stages.evaluate.results import write_results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from capfilt.evaluation.intervals import Figure
     from capfilt.reports.charts import Estimate
     from capfilt.reports.drawing import Chart
+    from capfilt.reports.filter_charts import KindOfNoise
+    from capfilt.stages.evaluate.curves import Curve
     from capfilt.stages.evaluate.results import Evaluation, Measured
-
-_MOST_POINTS = 400
-"""Of a curve in a picture; more cannot be told apart."""
 
 
 def show_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -130,43 +129,49 @@ def _label(one: Measured, task: str) -> str:
 
 
 def _filter_charts(evaluation: Evaluation) -> Iterator[tuple[str, Chart]]:
-    import numpy as np
-
-    from capfilt.evaluation.calibration import auroc
-    from capfilt.evaluation.filtering import average_precision, precision_recall_curve, roc
-    from capfilt.reports.charts import Bin, ScoreCurve, reliability, roc_and_precision
+    from capfilt.reports.filter_charts import Bin, by_kind, reliability, roc_and_precision
 
     found = evaluation.found
-    curves = []
-    share = math.nan
-    for row, values in found.scores.items():
-        right, wrong = (np.array(mine, dtype=np.float64) for mine in values)
-        share = len(right) / (len(right) + len(wrong))
-        precision, recall, _ = precision_recall_curve(right, wrong)
-        curves.append(
-            ScoreCurve(
-                label=row,
-                roc=_thinned(*roc(right, wrong)),
-                precision=_thinned(recall, precision),
-                auroc=auroc(right, wrong),
-                average_precision=average_precision(right, wrong),
-                baseline=row not in ("ITM", "ITC"),
-            )
-        )
-    yield "roc", roc_and_precision(curves, _title(evaluation), right_share=share)
+    title = _title(evaluation)
+    kinds = _kinds_of_noise(found.curves)
+    if kinds:
+        every = kinds[-1]
+        share = every.right_pairs / (every.right_pairs + every.wrong_pairs)
+        yield "roc", roc_and_precision(every.curves, title, right_share=share)
+    if len(kinds) > 1:
+        yield "roc_by_kind", by_kind(kinds, f"AUROC by kind of noise, {title}", "roc")
+        yield "precision_by_kind", by_kind(kinds, f"AP by kind of noise, {title}", "precision")
     if found.reliability:
         bins = [
             Bin(each.low, each.high, each.mean_probability, each.share_right, each.count)
             for each in found.reliability
         ]
-        yield "reliability", reliability(bins, f"ITM of {_title(evaluation)}")
+        yield "reliability", reliability(bins, f"ITM of {title}")
 
 
-def _thinned(xs: object, ys: object) -> list[tuple[float, float]]:
-    """Return points of a curve, the ends among them."""
-    import numpy as np
+def _kinds_of_noise(curves: Iterable[Curve]) -> list[KindOfNoise]:
+    """Return the curves as they are drawn, put together by the kind of noise they are of."""
+    from capfilt.reports.filter_charts import KindOfNoise, ScoreCurve
 
-    points = np.stack([np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)], axis=1)
-    if len(points) > _MOST_POINTS:
-        points = points[np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))]
-    return [(float(x), float(y)) for x, y in points]
+    kinds: dict[str, list[Curve]] = {}
+    for one in curves:
+        kinds.setdefault(one.kind, []).append(one)
+    return [
+        KindOfNoise(
+            label=kind,
+            right_pairs=mine[0].right_pairs,
+            wrong_pairs=mine[0].wrong_pairs,
+            curves=[
+                ScoreCurve(
+                    label=one.row,
+                    roc=[(0.0, 0.0), *zip(one.wrong_kept, one.right_kept, strict=True)],
+                    precision=list(zip(one.right_kept, one.precision, strict=True)),
+                    auroc=one.auroc,
+                    average_precision=one.average_precision,
+                    baseline=one.row not in ("ITM", "ITC"),
+                )
+                for one in mine
+            ],
+        )
+        for kind, mine in kinds.items()
+    ]

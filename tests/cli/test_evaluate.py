@@ -104,10 +104,17 @@ def test_a_filter_is_measured_by_kind_of_noise(capfilt: Capfilt, joint: Path, no
     assert value["kinds"] == {"right": 15, "junk": 7, "swap": 8}
     assert {one["measure"] for one in value["figures"]} >= {"best 50%: recall", "best 10%: precision"}
     assert sum(each["pairs"] for each in value["reliability"]) == 30
+    assert [one["kind"] for one in value["curves"] if one["row"] == "ITM"] == [
+        "junk",
+        "swap",
+        "all wrong ones",
+    ]
     assert {path.name for path in Path("found").iterdir()} == {
         "results.json",
         "items.parquet",
         "roc.png",
+        "roc_by_kind.png",
+        "precision_by_kind.png",
         "reliability.png",
     }
 

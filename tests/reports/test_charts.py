@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from itertools import pairwise
@@ -12,18 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from seen_in_pictures import bins, curve, kind_of_noise, pixels, places_of, words
 
-from capfilt.reports.charts import (
-    Bin,
-    ScoreCurve,
-    _apart,
-    bars_with_intervals,
-    lines_with_bands,
-    reliability,
-    roc_and_precision,
-)
+from capfilt.reports.charts import _apart, bars_with_intervals, lines_with_bands
 from capfilt.reports.drawing import SERIES, Chart
+from capfilt.reports.filter_charts import Bin, by_kind, reliability, roc_and_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,37 +24,11 @@ NAN = math.nan
 HOSTILE = "$x_1^{2}$ _a\n\x1b[31m \\frac{1}{0} 日本 <b>&-- \u202e{} %s"
 
 
-def pixels(chart: Chart) -> np.ndarray[Any, Any]:
-    with Image.open(io.BytesIO(chart.as_bytes())) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def words(chart: Chart) -> str:
-    """Texts stand in the SVG as comments beside their outlines."""
-    return chart.as_bytes("svg").decode("utf-8")
-
-
-def places_of(colour: str, chart: Chart) -> np.ndarray[Any, Any]:
-    """Return (row, column) of the pixels of one colour."""
-    rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return np.argwhere((pixels(chart) == rgb).all(axis=-1))
-
-
-def curve(label: str, baseline: bool = False) -> ScoreCurve:
-    return ScoreCurve(label, [(0, 0), (0.1, 0.8), (1, 1)], [(0.1, 1), (1, 0.4)], 0.85, 0.7, baseline)
-
-
-def bins(count: int = 10) -> list[Bin]:
-    return [
-        Bin(i / 10, (i + 1) / 10, i / 10 + 0.05, i / 10 + 0.1, 40, i / 10, i / 10 + 0.15)
-        for i in range(count)
-    ]
-
-
 KINDS: dict[str, Callable[[str], Chart]] = {
     "bars": lambda text: bars_with_intervals([(text, 0.5, 0.4, 0.6)], text, text),
     "lines": lambda text: lines_with_bands({text: [(0, 1, 0, 2), (9, 2, 1, 3)]}, text, text, text),
     "roc": lambda text: roc_and_precision([curve(text)], text),
+    "by kind": lambda text: by_kind([kind_of_noise(text, text)] * 2, text, "roc"),
     "reliability": lambda text: reliability(bins(), text),
 }
 EMPTY: dict[str, Chart] = {
@@ -70,6 +36,7 @@ EMPTY: dict[str, Chart] = {
     "lines": lines_with_bands({}, "x", "y", "T"),
     "lines of nothing": lines_with_bands({"a": [], "b": []}, "x", "y", "T"),
     "roc": roc_and_precision([], "T"),
+    "by kind": by_kind([], "T", "precision"),
     "reliability": reliability([Bin(0, 1, 0.5, NAN, 0)], "T"),
 }
 
@@ -168,33 +135,6 @@ def test_points_may_come_in_any_order() -> None:
         lines_with_bands({"a": order}, "x", "y", "T").as_bytes() for order in (points, points[::-1])
     )
     assert forth == back
-
-
-def test_the_areas_stand_beside_their_score() -> None:
-    drawn = words(roc_and_precision([curve("ITM"), curve("random", baseline=True)], "T", right_share=0.4))
-    assert all(f"<!-- {word} -->" in drawn for word in ("ITM", "random", "AUROC", "0.850", "0.700"))
-    assert drawn.count("<!-- 0.850 -->") == 2
-
-
-def test_an_area_that_is_not_known_is_said_to_be() -> None:
-    unknown = ScoreCurve("a", [], [], NAN, NAN)
-    assert words(roc_and_precision([unknown], "T")).count("<!-- not known -->") == 2
-
-
-def test_a_baseline_is_dashed() -> None:
-    solid, dashed = (
-        len(places_of(SERIES[0], roc_and_precision([curve("a", way)], "T"))) for way in (False, True)
-    )
-    assert dashed < 0.9 * solid
-
-
-def test_bins_without_pairs_are_left_out() -> None:
-    with_empty = [*bins(), Bin(0.2, 0.3, NAN, NAN, 0)]
-    assert reliability(with_empty, "T").as_bytes() == reliability(bins(), "T").as_bytes()
-
-
-def test_a_bin_without_an_interval_is_a_point() -> None:
-    assert len(places_of(SERIES[0], reliability([Bin(0, 1, 0.5, 0.5, 7)], "T"))) > 50
 
 
 HEIGHTS = st.lists(st.floats(0, 1), max_size=9)

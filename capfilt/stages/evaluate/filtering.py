@@ -12,11 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from capfilt.draws import uniforms
-from capfilt.errors import CapfiltError
-from capfilt.evaluation.calibration import auroc, auroc_interval, hardest_captions, wrong_captions
+from capfilt.evaluation.calibration import auroc, auroc_interval
 from capfilt.evaluation.filtering import average_precision, best_fraction, calibration_error
 from capfilt.evaluation.intervals import Figure, bootstrap
 from capfilt.stages.evaluate.baselines import FOLDS, text_alone
+from capfilt.stages.evaluate.curves import score_curve
+from capfilt.stages.evaluate.labelled import check_labels, labelled
 from capfilt.stages.evaluate.pairs import RIGHT
 from capfilt.stages.evaluate.results import Findings, Measured
 from capfilt.stages.evaluate.scoring import Encoded, match_probability
@@ -30,17 +31,18 @@ if TYPE_CHECKING:
     from capfilt.evaluation.filtering import ReliabilityBin
     from capfilt.models.filter import MedFilter
     from capfilt.stages.context import Tell
+    from capfilt.stages.evaluate.curves import Curve
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
+    from capfilt.stages.evaluate.labelled import Labelled
     from capfilt.stages.evaluate.pairs import Pairs
 
     Numbers = NDArray[np.float64]
     Indices = NDArray[np.int64]
 
-MOST_PAIRS = 50_000
-"""Of right pairs that wrong ones are made of: the hardest are looked for among all."""
 RESAMPLES = 400
 """Of what has to be sorted anew for each."""
 AT_HALF = "kept where ITM is 0.5 or more"
+ALL_WRONG = "all wrong ones"
 ITM, ITC, CLIP, TEXT, RANDOM = "ITM", "ITC", "dual encoder", "text alone", "random"
 
 
@@ -52,26 +54,6 @@ class FilterChoices:
     """Field of the metadata that says whether a text is right; wrong texts are made where it is not given."""
     fractions: tuple[float, ...] = (0.3,)
     """Shares of the pairs that are kept, the best ones (DataComp, section 3.4: 0.3 by CLIP ViT-L/14)."""
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Pairs of a picture and a text, and what they are."""
-
-    pictures: Indices
-    texts: Indices
-    kinds: NDArray[np.str_]
-
-    @property
-    def is_right(self) -> NDArray[np.bool_]:
-        """Whether each is right."""
-        right: NDArray[np.bool_] = self.kinds == RIGHT
-        return right
-
-    @property
-    def noise(self) -> list[str]:
-        """Return the kinds of wrong pairs."""
-        return sorted(set(self.kinds.tolist()) - {RIGHT})
 
 
 def measure_filter(
@@ -87,25 +69,21 @@ def measure_filter(
     """Measure how a filter tells right pairs from each kind of wrong ones; CapfiltError without either."""
     import numpy as np
 
-    if choices.kind_field is None and len(pairs.pairs) > MOST_PAIRS:
-        raise CapfiltError(
-            f"wrong pairs would be made of {len(pairs.pairs):,} right ones; at most of {MOST_PAIRS:,}",
-            fix="evaluate the first pictures, e.g. --limit 5000",
-        )
+    check_labels(pairs, choices.kind_field)
     with Encoded(pairs, filter_, batch_size=batch_size, clip=clip, tell=tell) as encoded:
-        judged = _as_named(pairs) if choices.kind_field is not None else _made(pairs, encoded, seed)
-        _check_some(judged, choices)
+        judged = labelled(pairs, encoded, choices.kind_field, seed=seed)
         scores = _scores(encoded, judged)
     texts = [pairs.texts[text] for text in judged.texts]
     scores[TEXT] = text_alone(texts, judged.is_right.tolist(), judged.texts.tolist(), seed=seed)
     scores[RANDOM] = uniforms(len(texts), "random scores", seed)
-    measured = []
-    for kind in judged.noise:
-        some = np.flatnonzero(judged.is_right | (judged.kinds == kind))
+    measured: list[Measured] = []
+    curves: list[Curve] = []
+    for kind, is_kind in _kinds(judged).items():
+        some = np.flatnonzero(judged.is_right | is_kind)
         measured += _told_apart(f"right pairs and {kind}", judged, some, scores, choices, seed)
-    if len(judged.noise) > 1:
-        every = np.arange(len(texts))
-        measured += _told_apart("right pairs and all wrong ones", judged, every, scores, choices, seed)
+        curves += [
+            score_curve(kind, row, values[judged.is_right], values[is_kind]) for row, values in scores.items()
+        ]
     reliability: list[ReliabilityBin] = []
     if ITM in scores:
         measured += _at_half(judged, scores[ITM], seed)
@@ -119,64 +97,12 @@ def measure_filter(
             "fractions": list(choices.fractions),
             "kinds": {kind: int((judged.kinds == kind).sum()) for kind in (RIGHT, *judged.noise)},
         },
-        scores={
-            row: (values[judged.is_right].tolist(), values[~judged.is_right].tolist())
-            for row, values in scores.items()
-        },
+        curves=curves,
         reliability=reliability,
     )
 
 
-# -- pairs that are judged
-
-
-def _as_named(pairs: Pairs) -> _Judged:
-    """Return the pairs as their metadata names them."""
-    import numpy as np
-
-    return _Judged(
-        np.array([pair.image_id for pair in pairs.pairs]),
-        np.array([pair.caption_id for pair in pairs.pairs]),
-        np.array(pairs.kinds),
-    )
-
-
-def _made(pairs: Pairs, encoded: Encoded, seed: int) -> _Judged:
-    """Return the right pairs, and as many wrong ones of each kind made of them."""
-    import numpy as np
-
-    rows = [(pair.image_id, pair.caption_id, RIGHT) for pair in pairs.pairs]
-    for pair, drawn in zip(pairs.pairs, wrong_captions(pairs.pairs, seed=seed, count=1), strict=True):
-        rows += [(pair.image_id, pairs.pairs[other].caption_id, "shuffled texts") for other in drawn]
-    if encoded.itc is not None:
-        pictures = np.array([pair.image_id for pair in pairs.pairs])
-        texts = np.array([pair.caption_id for pair in pairs.pairs])
-        hardest = hardest_captions(
-            encoded.itc.pictures[pictures].astype(np.float64),
-            encoded.itc.texts[texts].astype(np.float64),
-            pairs.pairs,
-        )
-        for pair, hard in zip(pairs.pairs, hardest, strict=True):
-            if hard is not None:
-                rows.append((pair.image_id, pairs.pairs[hard].caption_id, "the hardest by ITC"))
-    # Two right pairs of a picture may have one hardest text: it is one wrong pair.
-    rows = list(dict.fromkeys(rows))
-    pictures, texts = (np.array([row[part] for row in rows], dtype=np.int64) for part in (0, 1))
-    return _Judged(pictures, texts, np.array([row[2] for row in rows]))
-
-
-def _check_some(judged: _Judged, choices: FilterChoices) -> None:
-    if judged.is_right.any() and judged.noise:
-        return
-    missing = "wrong" if judged.is_right.any() else "right"
-    if choices.kind_field is None:
-        fix = "give more pairs, of different pictures with different texts"
-    else:
-        fix = f'say "{RIGHT}" in {choices.kind_field} of right pairs, and the kind of noise in that of others'
-    raise CapfiltError(f"there is no {missing} pair to measure with", fix=fix)
-
-
-def _scores(encoded: Encoded, judged: _Judged) -> dict[str, Numbers]:
+def _scores(encoded: Encoded, judged: Labelled) -> dict[str, Numbers]:
     """Return every score of every pair; a pair that stands there twice is scored once."""
     import numpy as np
 
@@ -196,10 +122,16 @@ def _scores(encoded: Encoded, judged: _Judged) -> dict[str, Numbers]:
 # -- what is measured
 
 
+def _kinds(judged: Labelled) -> dict[str, NDArray[np.bool_]]:
+    """Return which pairs are of each kind of noise and, last, where there are several kinds, of any."""
+    kinds = {kind: judged.kinds == kind for kind in judged.noise}
+    return kinds if len(kinds) == 1 else {**kinds, ALL_WRONG: ~judged.is_right}
+
+
 class _Resampled:
     """Some of the pairs as their pictures are drawn again: a picture comes with all its pairs."""
 
-    def __init__(self, judged: _Judged, some: Indices) -> None:
+    def __init__(self, judged: Labelled, some: Indices) -> None:
         import numpy as np
 
         self._some = some[np.argsort(judged.pictures[some], kind="stable")]
@@ -231,7 +163,7 @@ class _Resampled:
 
 def _told_apart(
     table: str,
-    judged: _Judged,
+    judged: Labelled,
     some: Indices,
     scores: dict[str, Numbers],
     choices: FilterChoices,
@@ -259,7 +191,7 @@ def _kept(right: Numbers, wrong: Numbers, *, fraction: float, part: str) -> floa
     return value
 
 
-def _auroc(judged: _Judged, some: Indices, values: Numbers) -> Figure:
+def _auroc(judged: Labelled, some: Indices, values: Numbers) -> Figure:
     """Return AUROC and Newcombe's interval; the pairs of one picture are not independent, and count once."""
     right = some[judged.is_right[some]]
     wrong = some[~judged.is_right[some]]
@@ -268,7 +200,7 @@ def _auroc(judged: _Judged, some: Indices, values: Numbers) -> Figure:
     return Figure(area, *auroc_interval(area, *counts))
 
 
-def _at_half(judged: _Judged, probabilities: Numbers, seed: int) -> list[Measured]:
+def _at_half(judged: Labelled, probabilities: Numbers, seed: int) -> list[Measured]:
     """Return precision and recall of keeping an ITM of 0.5 or more (BLIP), and how well it is calibrated."""
     import numpy as np
 
@@ -286,10 +218,7 @@ def _at_half(judged: _Judged, probabilities: Numbers, seed: int) -> list[Measure
         "wrong ones dropped": lambda _, wrong: float((wrong < 0.5).mean()),
     }
     measured = []
-    kinds = {kind: judged.kinds == kind for kind in judged.noise}
-    if len(kinds) > 1:
-        kinds["all wrong ones"] = ~judged.is_right
-    for kind, mask in kinds.items():
+    for kind, mask in _kinds(judged).items():
         resampled = _Resampled(judged, np.flatnonzero(judged.is_right | mask))
         for part, statistic in parts.items():
             figure = resampled.measure(statistic, probabilities, seed=seed, key=f"half {kind} {part}")
@@ -300,7 +229,7 @@ def _at_half(judged: _Judged, probabilities: Numbers, seed: int) -> list[Measure
     return [*measured, Measured("calibration", ITM, "expected error", figure)]
 
 
-def _items(pairs: Pairs, judged: _Judged, scores: dict[str, Numbers]) -> list[dict[str, Any]]:
+def _items(pairs: Pairs, judged: Labelled, scores: dict[str, Numbers]) -> list[dict[str, Any]]:
     names = {row: row.lower().replace(" ", "_") for row in scores}
     return [
         {
@@ -316,7 +245,7 @@ def _items(pairs: Pairs, judged: _Judged, scores: dict[str, Numbers]) -> list[di
     ]
 
 
-def _notes(judged: _Judged, choices: FilterChoices, *, has_itm: bool) -> list[str]:
+def _notes(judged: Labelled, choices: FilterChoices, *, has_itm: bool) -> list[str]:
     share = float(judged.is_right.mean())
     notes = []
     if choices.kind_field is None:

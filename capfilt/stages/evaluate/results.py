@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from capfilt.errors import CapfiltError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from capfilt.evaluation.filtering import ReliabilityBin
     from capfilt.evaluation.intervals import Figure
+    from capfilt.stages.evaluate.curves import Curve
 
 Task = Literal["retrieval", "caption", "filter"]
 RESULTS_FILE = "results.json"
@@ -47,8 +48,8 @@ class Findings:
     """What must be known to read the figures."""
     facts: dict[str, Any]
     """What was evaluated, on what, and how."""
-    scores: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
-    """Of a filter: scores of right and of wrong pairs, by their row."""
+    curves: list[Curve] = field(default_factory=list)
+    """Of a filter: one of each kind of noise and each score; those against all kinds come last."""
     reliability: list[ReliabilityBin] = field(default_factory=list)
     """Of a filter with ITM."""
 
@@ -96,6 +97,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             for each in found.reliability
         ],
         "notes": found.notes,
+        "curves": [asdict(each) for each in found.curves],
     }
 
 

@@ -12,7 +12,9 @@ import world
 
 from capfilt.errors import CapfiltError
 from capfilt.settings import Matching
+from capfilt.stages.evaluate import filtering, labelled
 from capfilt.stages.evaluate.filtering import AT_HALF, FilterChoices
+from capfilt.stages.evaluate.labelled import check_labels
 from capfilt.stages.shard import load_filter
 
 if TYPE_CHECKING:
@@ -127,6 +129,27 @@ def test_the_calibration_error_is_that_of_the_bins(made: Any) -> None:
     assert drawn.figures(made)["calibration", "ITM", "expected error"].value == pytest.approx(error)
 
 
+@pytest.mark.parametrize("score", ["itm", "itc", "text_alone", "random"])
+def test_curves_are_told_by_kind_and_have_the_areas_of_the_tables(named: Any, score: str) -> None:
+    figures, rows = drawn.figures(named), named.found.items
+    row = {"itm": "ITM", "itc": "ITC", "text_alone": "text alone", "random": "random"}[score]
+    curves = {curve.kind: curve for curve in named.found.curves if curve.row == row}
+    assert list(curves) == ["junk", "swap", "all wrong ones"]
+    right = values(rows, "right", score)
+    junk, swap = (values(rows, kind, score) for kind in ("junk", "swap"))
+    for kind, wrong in (("junk", junk), ("swap", swap), ("all wrong ones", junk + swap)):
+        curve = curves[kind]
+        assert (curve.right_pairs, curve.wrong_pairs) == (len(right), len(wrong))
+        assert curve.average_precision == figures[f"right pairs and {kind}", row, "AP"].value
+        assert curve.auroc == figures[f"right pairs and {kind}", row, "AUROC"].value
+        for threshold, kept, precision in zip(
+            curve.threshold, curve.right_kept, curve.precision, strict=True
+        ):
+            of_right, of_wrong = (sum(v >= threshold for v in mine) for mine in (right, wrong))
+            assert kept == pytest.approx(of_right / len(right))
+            assert precision == pytest.approx(of_right / (of_right + of_wrong))
+
+
 def test_a_joint_model_is_a_filter_too(joint: Path, test_set: Path) -> None:
     whole = drawn.evaluated("filter", joint, test_set, FilterChoices()).found
     half = drawn.evaluated("filter", joint / "filter", test_set, FilterChoices()).found
@@ -149,3 +172,29 @@ def test_a_set_of_one_kind_is_the_users_error(bundles: dict[str, Path], tmp_path
     alone = world.write_tar(tmp_path / "one.tar", drawn.sample("k", 0, "a text"))
     with pytest.raises(CapfiltError, match="no wrong pair"):
         drawn.evaluated("filter", bundles["filter"], alone, FilterChoices())
+
+
+def test_a_field_of_very_many_values_is_no_kind_of_noise(bundles: dict[str, Path], tmp_path: Path) -> None:
+    def of_kinds(count: int) -> Path:
+        kinds = ["right", *(f"https://example.org/{n}" for n in range(count))]
+        members = [
+            part for n, kind in enumerate(kinds) for part in drawn.sample(f"k{n}", n, drawn.text(n), url=kind)
+        ]
+        return world.write_tar(tmp_path / f"{count}.tar", members)
+
+    with pytest.raises(CapfiltError, match='url has 51 values beside "right"') as refused:
+        drawn.evaluated("filter", bundles["filter"], of_kinds(51), FilterChoices("url"))
+    assert "noise_kind" in refused.value.fix
+    check_labels(drawn.pairs(of_kinds(50), kind_field="url"), "url")
+
+
+def test_right_pairs_that_are_too_many_are_refused_before_anything_is_scored(
+    bundles: dict[str, Path], test_set: Path, noisy_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelled, "MOST_PAIRS", 23)
+    monkeypatch.setattr(filtering, "Encoded", None)
+    with pytest.raises(CapfiltError, match="made of 24 right ones; at most of 23") as refused:
+        drawn.evaluated("filter", bundles["filter"], test_set, FilterChoices())
+    assert "--limit" in refused.value.fix
+    # Where wrong pairs are named none are made, and there may be any number.
+    check_labels(drawn.pairs(noisy_set, kind_field="noise_kind"), "noise_kind")
