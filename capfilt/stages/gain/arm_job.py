@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json, digest_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from capfilt.stages.evaluate.results import Findings, Task
 
 TASKS: tuple[Task, ...] = ("retrieval", "caption")
+LOOKS_FILE = "looks.json"
+"""Steps after which the model is kept, while an arm is on its way."""
 Row = dict[str, Any]
 """One figure: arm, seed, when, step, task, row, measure, value, low, high."""
 
@@ -54,17 +56,23 @@ class ArmJob:
     @property
     def fingerprint(self) -> str:
         """Return the digest of all that the figures depend on, models apart: these have cards."""
-        trainings = [self.pretraining.training, *(one.training for one in self.fine_tunings)]
+        own = self.pretraining
+        trainings = [own.training, *(one.training for one in self.fine_tunings)]
         return digest_of(
             {
                 "arm": self.arm,
                 "seed": self.seed,
-                "model": self.pretraining.model.model_dump(mode="json"),
+                "model": own.model.model_dump(mode="json"),
+                "starts": [own.bundles.vision, own.bundles.text],
                 "phases": [[phase.model_dump(mode="json") for phase in one.phases] for one in trainings],
                 "augment": [one.augment.model_dump(mode="json") for one in trainings],
-                "pools": [pool.facts for pool in self.pretraining.pools],
-                "stream": self.pretraining.stream.model_dump(mode="json"),
-                "snapshots": list(self.pretraining.snapshots),
+                "pools": [pool.facts for pool in own.pools],
+                "clean": [[shard.digest for shard in one.clean_shards] for one in self.fine_tunings],
+                "split": own.clean.model_dump(mode="json", exclude={"cache_mb"}),
+                "input": self.input.model_dump(mode="json"),
+                "stream": own.stream.model_dump(mode="json"),
+                "computed": [own.precision, own.threads],
+                "looks": list(own.snapshots),
                 "test": [shard.digest for shard in self.test],
                 "decoding": self.decoding.model_dump(mode="json"),
                 "top_k": self.top_k,
@@ -88,9 +96,11 @@ def run_arm(job: ArmJob, device: str, tell: Tell) -> list[Row]:
     rows, captions = [], []
     joint = job.pretraining.out
     total = sum(phase.steps or 0 for phase in job.pretraining.training.phases)
-    pretrain_model(job.pretraining, device, tell)
+    on_the_way = tuple(step for step in job.pretraining.snapshots if step != total)
+    _begin(job, on_the_way)
+    pretrain_model(replace(job.pretraining, snapshots=on_the_way), device, tell)
     for step in job.pretraining.snapshots:
-        there = joint if step == total else snapshot(joint, step)
+        there = snapshot(joint, step) if step in on_the_way else joint
         for look in TASKS:
             found = _evaluated(job, there, look, device)
             rows += _rows(job, "pre-trained", step, look, found)
@@ -104,9 +114,27 @@ def run_arm(job: ArmJob, device: str, tell: Tell) -> list[Row]:
     weights = {path.name: read_card(path).weights for path in (joint, *(f.out for f in job.fine_tunings))}
     record = {"fingerprint": job.fingerprint, "models": weights, "rows": rows, "captions": captions}
     write_whole(job.result, canonical_json(record) + "\n")
-    for step in job.pretraining.snapshots:
+    (job.folder / LOOKS_FILE).unlink(missing_ok=True)
+    for step in on_the_way:
         shutil.rmtree(snapshot(joint, step), ignore_errors=True)
     return rows
+
+
+def _begin(job: ArmJob, on_the_way: tuple[int, ...]) -> None:
+    """Begin anew where an earlier start did not keep the models that are to be looked at.
+
+    They are gone with an earlier result, and a training that goes on does not come by their steps again.
+    """
+    looks = canonical_json(on_the_way)
+    noted = job.folder / LOOKS_FILE
+    if not on_the_way or (noted.exists() and noted.read_text(encoding="utf-8") == looks):
+        return
+    joint = job.pretraining.out
+    job.pretraining.checkpoint.unlink(missing_ok=True)
+    for folder in (joint, *job.folder.glob(f"{joint.name}@*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(noted, looks)
 
 
 def _evaluated(job: ArmJob, model: Path, task: Task, device: str) -> Findings:

@@ -33,13 +33,20 @@ WORDS: dict[Arm, str] = {
     "C+F": "web and synthetic texts that the filter keeps",
     "repeated": "raw web texts, as many as C+F has by repetition",
 }
-_COLUMNS = ("shard", "path", "key", "image_offset", "image_size", "source", "text", "keep")
 _TEXTS = """
     SELECT p.shard, h.path, p.key, s.image_offset, s.image_size, p.source, p.text, p.keep
     FROM pairs p JOIN samples s USING (shard, key) JOIN shards h USING (shard)
     WHERE s.status = 'ok' AND p.text IS NOT NULL AND p.shard = ?
     ORDER BY s.image_offset, p.source DESC, p.candidate
 """
+
+
+def takes(arm: Arm, row: dict[str, Any]) -> bool:
+    """Return whether a text is one of an arm's, by its source, text and verdict."""
+    if not row["text"].strip():
+        return False
+    is_filtered, is_captioned = arm in ("F", "C+F"), arm in ("C", "C+F")
+    return (bool(row["keep"]) or not is_filtered) and (row["source"] == "web" or is_captioned)
 
 
 @dataclass(frozen=True)
@@ -63,18 +70,12 @@ class ArmPool:
         rows = pq.ParquetFile(self.file).read_row_group(shard).to_pylist()
         for (key, offset), group in groupby(rows, key=lambda row: (row["key"], row["image_offset"])):
             mine = list(group)
-            texts = tuple(Text(row["source"], row["text"]) for row in mine if self._takes(row))
+            texts = tuple(Text(row["source"], row["text"]) for row in mine if takes(self.arm, row))
             if not texts:
                 refused["no_text_in_this_arm"] += 1
                 continue
             first = mine[0]
             yield Reference(Path(first["path"]), offset, first["image_size"], first["shard"], key, texts)
-
-    def _takes(self, row: dict[str, Any]) -> bool:
-        if not row["text"].strip():
-            return False
-        is_filtered, is_captioned = self.arm in ("F", "C+F"), self.arm in ("C", "C+F")
-        return (row["keep"] or not is_filtered) and (row["source"] == "web" or is_captioned)
 
     @property
     def facts(self) -> list[dict[str, Any]]:
@@ -91,10 +92,21 @@ class Texts:
     shards: int
     counts: dict[Arm, int]
     """Texts of each arm, before any is repeated."""
+    pictures: dict[Arm, int]
+    """Pictures that have a text in an arm."""
 
     def pool(self, arm: Arm) -> ArmPool:
         """Return the pictures of an arm; those of `repeated` are the raw ones, met more often."""
         return ArmPool(self.file, self.digest, "none" if arm == "repeated" else arm, self.shards)
+
+    def visits(self, arm: Arm) -> float:
+        """Return how often an arm's pictures are to be met in a pass, for as many pairs as in every other.
+
+        An arm with fewer pictures would otherwise see the clean pairs beside them more often, and be better
+        for that. At least 1, so that every picture is met.
+        """
+        pictures = self.pictures["none" if arm == "repeated" else arm]
+        return max(self.pictures.values()) / max(1, pictures)
 
     @property
     def repetition(self) -> float:
@@ -114,6 +126,7 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
         )
     file = folder / "texts.parquet"
     counts: Counter[Arm] = Counter()
+    pictures: Counter[Arm] = Counter()
     folder.mkdir(parents=True, exist_ok=True)
     with open_catalog(run) as catalog, whole_file(file) as temporary:
         shards = [name for (name,) in catalog.execute("SELECT shard FROM shards ORDER BY shard").fetchall()]
@@ -121,7 +134,8 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for shard in shards:
                 table = catalog.sql(_TEXTS, params=[shard]).to_arrow_table()
-                counts += _counted(table)
+                counts.update(_counted(table))
+                pictures.update(_pictured(table))
                 writer.write_table(table if len(table) else pa.Table.from_pylist([], schema), 1 << 30)
     if not counts["C"] > counts["none"]:
         raise CapfiltError(
@@ -129,15 +143,22 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
             fix="give a run of `capfilt bootstrap`, with captioner and filter",
         )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Texts(file, digest, len(shards), {arm: counts[arm] for arm in ARMS if arm != "repeated"})
+    arms = [arm for arm in ARMS if arm != "repeated"]
+    return Texts(
+        file,
+        digest,
+        len(shards),
+        counts={arm: counts[arm] for arm in arms},
+        pictures={arm: pictures[arm] for arm in arms},
+    )
 
 
 def _counted(table: Any) -> Counter[Arm]:
-    counts: Counter[Arm] = Counter()
-    for source, keep in zip(table["source"].to_pylist(), table["keep"].to_pylist(), strict=True):
-        is_web = source == "web"
-        counts["none"] += is_web
-        counts["F"] += is_web and bool(keep)
-        counts["C"] += 1
-        counts["C+F"] += bool(keep)
-    return counts
+    rows = table.select(["source", "text", "keep"]).to_pylist()
+    return Counter(arm for row in rows for arm in ARMS if takes(arm, row))
+
+
+def _pictured(table: Any) -> Counter[Arm]:
+    rows = table.select(["key", "image_offset", "source", "text", "keep"]).to_pylist()
+    seen = {(arm, row["key"], row["image_offset"]) for row in rows for arm in ARMS if takes(arm, row)}
+    return Counter(arm for arm, _, _ in seen)

@@ -13,7 +13,7 @@ from capfilt.errors import CapfiltError
 from capfilt.evaluation.intervals import Figure, mean_interval
 from capfilt.files import write_whole
 from capfilt.layers import changed
-from capfilt.provenance.rundir import RunDir, hold, read_json
+from capfilt.provenance.rundir import RunDir, hold, read_json, recorded_facts
 from capfilt.settings import Bootstrap
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.gain.arm_job import ArmJob, done_before, run_arm
@@ -60,6 +60,7 @@ class Gain:
     """All figures, and how many texts each arm had."""
 
     rows: list[Row]
+    """Of every arm that is done, those included that were done before and not asked for again."""
     texts: dict[str, int]
     missing: list[tuple[str, int]]
     """Arms and seeds that were not run."""
@@ -89,16 +90,16 @@ def measure_gain(request: GainRequest, engine: Engine, progress: Progress) -> Ga
     folder = run.gain
     test = tuple(find_shards(request.test))
     clean = tuple(find_shards(request.clean))
-    _check_apart(clean, test)
+    _check_apart(run, clean, test)
     with hold(folder / "lock", folder):
         texts = write_texts(run, folder)
         devices, precision = resolve_devices(request.settings.compute, engine)
         jobs = [
             _job(request, texts, arm, seed, clean, test, folder, precision, devices[0])
             for seed in request.seeds
-            for arm in request.arms
+            for arm in ARMS
         ]
-        waiting = [job for job in jobs if done_before(job) is None]
+        waiting = [job for job in jobs if job.arm in request.arms and done_before(job) is None]
         for job in waiting:
             progress.begin(_task(job), "steps")
         for number, _ in engine.run(
@@ -133,20 +134,13 @@ def gathered(jobs: Sequence[ArmJob], texts: Texts) -> Gain:
 
 def over_seeds(rows: Sequence[Row], **chosen: Any) -> Figure:
     """Return the mean of a figure over the seeds, with the 95% interval of that mean (Student's t)."""
-    values = [row["value"] for row in rows if all(row[name] == value for name, value in chosen.items())]
-    return mean_interval(values)
+    mine = [row["value"] for row in rows if all(row[name] == value for name, value in chosen.items())]
+    return mean_interval([math.nan if value is None else value for value in mine])
 
 
 def write_gain(folder: Path, gain: Gain) -> None:
     """Write all figures as JSON: what is no number is null."""
-    rows = [
-        {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in row.items()
-        }
-        for row in gain.rows
-    ]
-    record = {"texts": gain.texts, "missing": gain.missing, "rows": rows}
+    record = {"texts": gain.texts, "missing": gain.missing, "rows": gain.rows}
     write_whole(folder / "gain.json", canonical_json(record) + "\n")
 
 
@@ -169,9 +163,12 @@ def _job(
     own = folder / f"{arm.replace('+', '')}-{seed}"
     training = training_of(settings)
     steps = _steps(training)
-    stream = settings.stream
+    stream, often = settings.stream, texts.visits(arm)
+    weights = {"web": stream.web * often, "synthetic": stream.synthetic * often}
     if arm == "repeated":
-        stream = changed(stream, {"web": texts.repetition})
+        # All pairs of a pass, the clean ones too: their share of a batch stays that of the other arms.
+        weights = {"web": weights["web"] * texts.repetition, "clean": stream.clean * texts.repetition}
+    stream = changed(stream, weights)
     pools: list[Pool] = [texts.pool(arm)]
     if request.with_clean:
         pools.append(TarPool(clean, settings.input, "clean"))
@@ -246,11 +243,13 @@ def _steps(training: Training) -> int:
     return sum(step for step in steps if step is not None)
 
 
-def _check_apart(clean: Sequence[Shard], test: Sequence[Shard]) -> None:
-    same = {shard.digest for shard in clean} & {shard.digest for shard in test}
-    if same:
-        name = next(shard.path for shard in test if shard.digest in same)
-        raise CapfiltError(
-            f"{name} is both trained on and tested on",
-            fix="give --test clean pairs that nothing was trained on",
-        )
+def _check_apart(run: RunDir, clean: Sequence[Shard], test: Sequence[Shard]) -> None:
+    facts = recorded_facts(run)
+    trained_on = {shard.digest for shard in clean}
+    trained_on |= {shard["digest"] for name in ("web", "clean_shards") for shard in facts.get(name, ())}
+    for shard in test:
+        if shard.digest in trained_on:
+            raise CapfiltError(
+                f"{shard.path} is both trained on and tested on",
+                fix="give --test clean pairs that nothing was trained on",
+            )
