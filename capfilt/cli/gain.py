@@ -78,7 +78,7 @@ def gain(
     from capfilt.engines.local import LocalEngine
     from capfilt.provenance.rundir import RunDir
     from capfilt.reports.drawing import write_chart
-    from capfilt.reports.gain import COLUMNS, gain_curves, show_gain
+    from capfilt.reports.gain import ALONG, gain_curves, show_gain
     from capfilt.reports.text import terminal
     from capfilt.stages.gain.measure import GainRequest, measure_gain, settings_of, with_steps
 
@@ -104,7 +104,7 @@ def gain(
     with shown_progress(quiet=quiet) as progress:
         found = measure_gain(request, LocalEngine(), progress)
     picture = where.gain / "gain.png"
-    write_chart(picture, gain_curves(found, COLUMNS[1]))
+    write_chart(picture, gain_curves(found, ALONG))
     if json:
         print_json({"texts": found.texts, "missing": found.missing, "rows": found.rows})
         return

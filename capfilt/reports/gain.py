@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from capfilt.reports.charts import At
     from capfilt.reports.drawing import Chart
     from capfilt.stages.gain.arm_job import Row
+    from capfilt.stages.gain.arms import Arm
     from capfilt.stages.gain.measure import Gain
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table: which figure it shows."""
+    """A column of a table: which figure it shows."""
 
     words: str
     when: str
@@ -32,6 +33,11 @@ class Measure:
     row: str
     measure: str
     percent: bool = True
+
+    @property
+    def title(self) -> str:
+        """Return the name of the figure and its unit."""
+        return self.words + (", %" if self.percent else "")
 
     def of(self, rows: Sequence[Row], arm: str, step: int | None = None) -> Figure:
         """Return an arm's figure over its seeds, at the last step or at another."""
@@ -42,43 +48,65 @@ class Measure:
 
 
 _NEAR = "nearness to the references"
-COLUMNS = tuple(
-    measure
-    for when, title in (("pre-trained", "zero-shot"), ("fine-tuned", "fine-tuned"))
-    for measure in (
-        Measure(f"{title} text R@1", when, "image to text", "ITC, then ITM", "R@1"),
-        Measure(f"{title} image R@1", when, "text to image", "ITC, then ITM", "R@1"),
-        Measure(f"{title} CIDEr-D", when, _NEAR, "model", "CIDEr-D", percent=False),
+TABLES: dict[str, tuple[Measure, ...]] = {
+    title: (
+        Measure("text R@1", when, "image to text", "ITC, then ITM", "R@1"),
+        Measure("image R@1", when, "text to image", "ITC, then ITM", "R@1"),
+        Measure("CIDEr-D", when, _NEAR, "model", "CIDEr-D", percent=False),
     )
-)
+    for when, title in (("pre-trained", "as pre-trained (zero-shot)"), ("fine-tuned", "after fine-tuning"))
+}
+ALONG = TABLES["as pre-trained (zero-shot)"][1]
+"""What is drawn along the pre-training."""
 
 
 def show_gain(gain: Gain, console: Console) -> None:
-    """Print the table, a row for each arm; then what is needed to read it."""
+    """Print a table for each time of measuring, a row for each arm; then what is needed to read them."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("pre-trained on")
-    for column in ("texts", "seeds", *(measure.words for measure in COLUMNS)):
-        table.add_column(column, justify="right")
-    for arm in ARMS:
-        mine = [row for row in gain.rows if row["arm"] == arm]
-        seeds = {row["seed"] for row in mine}
-        if not mine:
+    done = [arm for arm in ARMS if any(row["arm"] == arm for row in gain.rows)]
+    for title, measures in TABLES.items():
+        if not any(row["when"] == measures[0].when for row in gain.rows):
             continue
-        figures = (figure_words(measure.of(gain.rows, arm), percent=measure.percent) for measure in COLUMNS)
-        table.add_row(f"{arm}: {WORDS[arm]}", f"{gain.texts[arm]:,}", str(len(seeds)), *figures)
-    console.print(table)
-    console.print()
-    for note in _NOTES:
-        console.print(visible(note))
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("texts")
+        for measure in measures:
+            table.add_column(measure.title, justify="right", overflow="fold")
+        for arm in done:
+            table.add_row(
+                arm, *(figure_words(one.of(gain.rows, arm), percent=one.percent) for one in measures)
+            )
+        console.print(title)
+        console.print(table)
+        console.print()
+    for line in (*_legend(gain, done), "", *(_NOTES if done else ())):
+        console.print(visible(line))
     if gain.missing:
-        console.print("not run: " + ", ".join(f"{arm} with seed {seed}" for arm, seed in gain.missing))
+        console.print("not run: " + "; ".join(_missing(gain)))
+
+
+def _legend(gain: Gain, done: Sequence[Arm]) -> list[str]:
+    """Return what each arm is, how many texts it has, and how many seeds of it were run."""
+    lines = []
+    for arm in done:
+        seeds = len({row["seed"] for row in gain.rows if row["arm"] == arm})
+        lines.append(
+            f"{arm}: {WORDS[arm]}; {gain.texts[arm]:,} texts, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+        )
+    return lines
+
+
+def _missing(gain: Gain) -> list[str]:
+    """Return the arms that were not run, each with its seeds."""
+    seeds: dict[str, list[str]] = {}
+    for arm, seed in gain.missing:
+        seeds.setdefault(arm, []).append(str(seed))
+    return [f"{arm} with seed {', '.join(mine)}" for arm, mine in seeds.items()]
 
 
 _NOTES = (
-    "Every arm had the same model, the same clean pairs beside its texts, and equally many steps. In "
-    "brackets: 95% intervals of the mean over seeds (Student's t); they say nothing of other pictures.",
+    "The arms differ in their texts alone: same model, same clean pairs, equally many steps. In brackets: "
+    "95% intervals of the mean over seeds (Student's t); they say nothing of other pictures.",
     "R@1 of ITC's first candidates as ITM orders them; CIDEr-D of greedy captions, words parted otherwise "
     "than in papers.",
 )
@@ -95,15 +123,16 @@ def gain_curves(gain: Gain, measure: Measure) -> Chart:
         known = [(step, one.value, one.low, one.high) for step, one in points if one.value == one.value]
         if known:
             series[arm] = known
-    return lines_with_bands(series, "steps of pre-training", measure.words, "What bootstrapping was worth")
+    label = f"{measure.words}, {measure.when}"
+    return lines_with_bands(series, "steps of pre-training", label, "What bootstrapping was worth")
 
 
 def figure_words(figure: Figure, *, percent: bool) -> str:
-    """Return a figure with its interval: 41.2% [38.0, 44.4]."""
+    """Return a figure with its interval: 41.2 [38.0, 44.4], in percent; nothing where there is none."""
     if figure.value != figure.value:
         return ""
-    factor, unit, digits = (100.0, "%", 1) if percent else (1.0, "", 2)
-    words = f"{figure.value * factor:.{digits}f}{unit}"
+    factor, digits = (100.0, 1) if percent else (1.0, 2)
+    words = f"{figure.value * factor:.{digits}f}"
     if figure.low == figure.low:
         words += f" [{figure.low * factor:.{digits}f}, {figure.high * factor:.{digits}f}]"
     return words
