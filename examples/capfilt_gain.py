@@ -15,6 +15,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,12 +220,26 @@ def verdicts(world: Path, run: str) -> dict[str, float]:
     return found
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "text R@1": lambda r: (r["table"], r["row"], r["measure"]) == ("image to text", "ITC, then ITM", "R@1"),
-    "image R@1": lambda r: (r["table"], r["row"], r["measure"]) == ("text to image", "ITC, then ITM", "R@1"),
-    "image R@1, ITC": lambda r: (r["table"], r["row"], r["measure"]) == ("text to image", "ITC", "R@1"),
-    RIGHT: lambda r: r["measure"] == RIGHT,
-    "CIDEr-D": lambda r: (r["row"], r["measure"]) == ("model", "CIDEr-D"),
+@dataclass(frozen=True)
+class Shown:
+    """A column: which of an arm's rows it shows, and what a 1 of it is shown as."""
+
+    is_it: Callable[[dict[str, Any]], bool]
+    scale: float = 100.0
+    """100 for a share, shown in percent; 1 for what is shown as it is."""
+
+
+def recall(direction: str, ranked_by: str) -> Shown:
+    """Return the column of R@1 in one direction."""
+    return Shown(lambda r: (r["table"], r["row"], r["measure"]) == (direction, ranked_by, "R@1"))
+
+
+FIGURES = {
+    "text R@1": recall("image to text", "ITC, then ITM"),
+    "image R@1": recall("text to image", "ITC, then ITM"),
+    "image R@1, ITC": recall("text to image", "ITC"),
+    RIGHT: Shown(lambda r: r["measure"] == RIGHT),
+    "CIDEr-D": Shown(lambda r: (r["row"], r["measure"]) == ("model", "CIDEr-D"), scale=1.0),
 }
 
 
@@ -240,13 +255,16 @@ def report(out: Path, seeds: Iterable[int]) -> str:
         for seed in seeds
     }
     for when in ("pre-trained", "fine-tuned"):
-        lines += ["", f"**{when}**", "", "| texts | seeds | " + " | ".join(FIGURES) + " |"]
+        titles = [name + (", %" if one.scale > 1 else "") for name, one in FIGURES.items()]
+        lines += ["", f"**{when}**", "", "| texts | seeds | " + " | ".join(titles) + " |"]
         lines.append("|---" * (len(FIGURES) + 2) + "|")
         for run, arm in every:
             mine = [found[run, arm, seed] for seed in seeds if found[run, arm, seed]]
             if mine:
                 name = arm if run == "run" else f"{arm}, {run}"
-                cells = [shown(last(rows, when, pick) for rows in mine) for pick in FIGURES.values()]
+                cells = [
+                    shown((last(rows, when, one) for rows in mine), one.scale) for one in FIGURES.values()
+                ]
                 lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + " |")
     lines += ["", "**along the pre-training: image R@1 (ITC, then ITM) / captions right, in %**", ""]
     steps = sorted({r["step"] for rows in found.values() for r in rows if r["when"] == "pre-trained"})
@@ -263,7 +281,7 @@ def report(out: Path, seeds: Iterable[int]) -> str:
                 for step in steps
             ]
             lines.append(f"| {arm if run == 'run' else f'{arm}, {run}'} | " + " | ".join(cells) + " |")
-    lines += ["", "**verdicts**", ""]
+    lines += ["", "**verdicts, in %**", ""]
     names: list[str] = []
     for run in ("run", "beam", "shared"):
         done = [seed for seed in seeds if (out / f"seed-{seed}" / run / "export").exists()]
@@ -280,25 +298,25 @@ def report(out: Path, seeds: Iterable[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def last(rows: list[dict[str, Any]], when: str, pick: Callable[[dict[str, Any]], bool]) -> float:
+def last(rows: list[dict[str, Any]], when: str, figure: Shown) -> float:
     """Return a figure at the end of a part of the training."""
-    mine = [row for row in rows if row["when"] == when and pick(row)]
+    mine = [row for row in rows if row["when"] == when and figure.is_it(row)]
     return float(max(mine, key=lambda row: int(row["step"]))["value"])
 
 
-def at(rows: list[dict[str, Any]], step: int, pick: Callable[[dict[str, Any]], bool]) -> float:
+def at(rows: list[dict[str, Any]], step: int, figure: Shown) -> float:
     """Return a figure of a pre-training on its way."""
-    [row] = [row for row in rows if row["when"] == "pre-trained" and row["step"] == step and pick(row)]
+    [row] = [row for row in rows if (row["when"], row["step"]) == ("pre-trained", step) and figure.is_it(row)]
     return float(row["value"])
 
 
-def shown(values: Iterable[float]) -> str:
-    """Return a mean with its interval: shares in percent, CIDEr-D as it is."""
+def shown(values: Iterable[float], scale: float = 100.0) -> str:
+    """Return a mean with its interval, in percent or in another scale."""
     figure: Figure = mean_interval(list(values))
-    factor = 1 if figure.value > 1 else 100
-    words = f"{figure.value * factor:.1f}"
+    digits = 1 if scale > 1 else 2
+    words = f"{figure.value * scale:.{digits}f}"
     if figure.low == figure.low:
-        words += f" ({figure.low * factor:.1f} to {figure.high * factor:.1f})"
+        words += f" ({figure.low * scale:.{digits}f} to {figure.high * scale:.{digits}f})"
     return words
 
 
