@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -182,14 +181,13 @@ def test_the_same_run_gives_the_same_file_and_another_policy_another(tmp_path: P
     run = made(tmp_path / "run", SAMPLES)
     first = write_texts(run, run.gain)
     data = first.file.read_bytes()
-    assert first.digest == hashlib.sha256(data).hexdigest()
     assert write_texts(run, run.gain) == first
     assert first.file.read_bytes() == data
     write_policy(run, Policy((AtLeast("itm", 0.85),), FILTER))
     second = write_texts(run, run.gain)
-    assert second.digest != first.digest
     assert second.counts == {"none": 4, "F": 1, "C": 8, "C+F": 1}
-    assert second.pool("F").facts != first.pool("F").facts
+    for arm in ("F", "C+F"):
+        assert second.pool(arm).facts != first.pool(arm).facts
 
 
 def test_arms_are_told_apart_by_their_facts(written: Texts) -> None:
