@@ -57,8 +57,12 @@ batch_size = 32
 learning_rate = 3e-4
 """
 # One model that captions and filters: trained for all three losses and not parted. The two trainings that
-# `bootstrap` does from it take one step that moves nothing, and calibrate the filter.
+# `bootstrap` does from it take one step that moves nothing (the batch norms keep their statistics, too), and
+# calibrate the filter. It has as many steps as the separate captioner.
 SHARED = """\
+[model]
+shared_vision = true
+
 [[pretrain.phases]]
 itc = 1.0
 itm = 1.0
@@ -92,14 +96,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tables", nargs="+", choices=sorted(TABLES), default=["1", "4", "2", "repeated"])
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
-    parser.add_argument("--steps", type=int, default=2000, help="of each pre-training")
-    parser.add_argument("--fine-tune-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1500, help="of each pre-training")
+    parser.add_argument("--fine-tune-steps", type=int, default=200)
     parser.add_argument("--only-report", action="store_true", help="train nothing, show what is done")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "gain.toml").write_text(RECIPE.format(steps=options.steps, fine=options.fine_tune_steps))
-    (out / "shared.toml").write_text(SHARED.format(steps=options.steps))
+    (out / "shared.toml").write_text(SHARED.format(steps=2200))
     for table in [] if options.only_report else options.tables:
         for seed in options.seeds:
             world = out / f"seed-{seed}"

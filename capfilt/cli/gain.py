@@ -8,7 +8,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import chosen
-from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.cli.output import print_json
 from capfilt.reports.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -110,7 +110,6 @@ def gain(
         return
     show_gain(found, terminal())
     print(f"figures: {where.gain / 'gain.json'}; along the training: {picture}")
-    print_next(next_step("inspect", run))
 
 
 def _arms(typed: str) -> tuple[Arm, ...]:

@@ -78,6 +78,8 @@ class Survey:
     """Pairs of a pass: the same number in every one."""
     refused: Counter[str]
     """Samples that cannot be used, counted by reason."""
+    apart: int
+    """Pictures that are not trained on since they share a group or a caption with one that is held out."""
     held_out: tuple[Drawn, ...]
     """Pairs kept from training: each picture with its first text, in the order of the shards."""
 
@@ -272,16 +274,18 @@ class Stream:
         """
         pictures = [0] * len(self.pools)
         refused: Counter[str] = Counter()
-        pairs = of_clean = left_of_clean = 0
+        pairs = of_clean = left_of_clean = apart = 0
         for pool, shard in self._shards():
             for reference, visits in self._visited(pool, shard, refused):
                 left = 0 if self._is_apart(reference) else visits
                 pictures[pool] += 1
                 pairs += left
+                apart += visits > left
                 if pool in self._held_out_pools:
                     of_clean, left_of_clean = of_clean + visits, left_of_clean + left
         drawn = tuple(Drawn(one, one.texts[0].text, number) for number, one in enumerate(held_out))
-        return Survey(tuple(pictures), pairs, refused, drawn), left_of_clean > 0 or of_clean == 0
+        survey = Survey(tuple(pictures), pairs, refused, max(0, apart - len(held_out)), drawn)
+        return survey, left_of_clean > 0 or of_clean == 0
 
     def _is_apart(self, reference: Reference) -> bool:
         """Whether it shares its group or a caption with a pair that is held out."""

@@ -157,6 +157,7 @@ def run_pretraining(
 def told(result: Trained) -> str:
     """Return what a pre-training came to, in words."""
     words = f"joint: {result.pairs} pairs in a pass, {result.held_out} held out"
+    words += f", {result.apart} like these left out" if result.apart else ""
     words += f", refused {_counted(result.refused)}" if result.refused else ""
     words += f"; met pictures that cannot be used, {_counted(result.met)}" if result.met else ""
     return words + ("" if result.is_new else "; trained before")

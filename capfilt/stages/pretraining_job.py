@@ -97,6 +97,7 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
             held_out=len(material.stream.survey().held_out),
             refused=dict(material.stream.survey().refused),
             is_new=False,
+            apart=material.stream.survey().apart,
         )
         world.agree("settings or shards", digest_of(material.facts), torch.device(device))
         there = same_training(job.out, digest_of(material.facts))

@@ -46,6 +46,8 @@ class Trained:
     """False when the bundle was there already."""
     fresh: tuple[str, ...] = ()
     """Parts that the model it started from lacks."""
+    apart: int = 0
+    """Pictures that are left out since they share a group or a caption with a held-out one."""
     met: dict[str, int] = field(default_factory=dict)
     """How often a streamed picture could not be used when its turn came, by reason; since the last start."""
 

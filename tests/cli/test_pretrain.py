@@ -362,7 +362,9 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(pretrain: Any, drawn
 
 def test_a_pipeline_without_a_pre_training_is_told(capfilt: Capfilt, drawn: Path) -> None:
     ended = capfilt("pretrain", drawn / "clean", "--out", "joint", "--pipeline", "blip_base")
-    refused(ended, "pipeline blip_base says nothing of a pre-training", "--pipeline small or pretrain_blip_base")
+    refused(
+        ended, "pipeline blip_base says nothing of a pre-training", "--pipeline small or pretrain_blip_base"
+    )
 
 
 def test_data_that_is_not_there_is_refused(pretrain: Any) -> None:

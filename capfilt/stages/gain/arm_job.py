@@ -93,6 +93,7 @@ def run_arm(job: ArmJob, device: str, tell: Tell) -> list[Row]:
     """Train and evaluate one arm; what is done of it is not done again."""
     if (rows := done_before(job)) is not None:
         return rows
+    tell = _Named(tell, f"{job.arm}, seed {job.seed}")
     rows, captions = [], []
     joint = job.pretraining.out
     total = sum(phase.steps or 0 for phase in job.pretraining.training.phases)
@@ -118,6 +119,16 @@ def run_arm(job: ArmJob, device: str, tell: Tell) -> list[Row]:
     for step in on_the_way:
         shutil.rmtree(snapshot(joint, step), ignore_errors=True)
     return rows
+
+
+class _Named:
+    """A worker's word, which says whose it is: arms are trained side by side."""
+
+    def __init__(self, tell: Tell, name: str) -> None:
+        self._tell, self._name = tell, name
+
+    def __call__(self, done: int, total: int, words: str = "") -> None:
+        self._tell(done, total, f"{self._name}: {words}" if words else "")
 
 
 def _begin(job: ArmJob, on_the_way: tuple[int, ...]) -> None:

@@ -13,11 +13,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from capfilt.canonical import canonical_json
+from capfilt.data.sources import find_shards
 from capfilt.data.stream import Reference, Text
 from capfilt.errors import CapfiltError
 from capfilt.files import whole_file
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.policy import newest_policy
+from capfilt.provenance.rundir import recorded_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +59,7 @@ class ArmPool:
     file: Path
     """Written by `write_texts`."""
     digest: str
-    """sha256 of the file."""
+    """Of the arm's texts, each with its picture's place: what the file says of other arms does not count."""
     arm: Arm
     shards: int
 
@@ -88,7 +91,8 @@ class Texts:
     """What was written of a run's texts."""
 
     file: Path
-    digest: str
+    digests: dict[Arm, str]
+    """Of each arm's texts and where their pictures lie."""
     shards: int
     counts: dict[Arm, int]
     """Texts of each arm, before any is repeated."""
@@ -97,7 +101,8 @@ class Texts:
 
     def pool(self, arm: Arm) -> ArmPool:
         """Return the pictures of an arm; those of `repeated` are the raw ones, met more often."""
-        return ArmPool(self.file, self.digest, "none" if arm == "repeated" else arm, self.shards)
+        own: Arm = "none" if arm == "repeated" else arm
+        return ArmPool(self.file, self.digests[own], own, self.shards)
 
     def visits(self, arm: Arm) -> float:
         """Return how often an arm's pictures are to be met in a pass, for as many pairs as in every other.
@@ -124,7 +129,9 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
             f"{run.path} has no policy, so that nothing says what is kept",
             fix=f"capfilt judge {run.path} --itm auto:recall=0.9",
         )
+    _check_shards(run)
     file = folder / "texts.parquet"
+    digests = {arm: hashlib.sha256() for arm in ARMS}
     counts: Counter[Arm] = Counter()
     pictures: Counter[Arm] = Counter()
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,17 +143,23 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
                 table = catalog.sql(_TEXTS, params=[shard]).to_arrow_table()
                 counts.update(_counted(table))
                 pictures.update(_pictured(table))
+                for row in table.drop_columns(["path"]).to_pylist():
+                    for arm in ARMS:
+                        if takes(arm, row):
+                            place = {
+                                name: row[name] for name in ("shard", "key", "image_offset", "source", "text")
+                            }
+                            digests[arm].update(canonical_json(place).encode())
                 writer.write_table(table if len(table) else pa.Table.from_pylist([], schema), 1 << 30)
     if not counts["C"] > counts["none"]:
         raise CapfiltError(
             f"{run.path} holds no synthetic captions, so that there is nothing to compare",
             fix="give a run of `capfilt bootstrap`, with captioner and filter",
         )
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     arms = [arm for arm in ARMS if arm != "repeated"]
     return Texts(
         file,
-        digest,
+        {arm: digests[arm].hexdigest() for arm in arms},
         len(shards),
         counts={arm: counts[arm] for arm in arms},
         pictures={arm: pictures[arm] for arm in arms},
@@ -162,3 +175,16 @@ def _pictured(table: Any) -> Counter[Arm]:
     rows = table.select(["key", "image_offset", "source", "text", "keep"]).to_pylist()
     seen = {(arm, row["key"], row["image_offset"]) for row in rows for arm in ARMS if takes(arm, row)}
     return Counter(arm for arm, _, _ in seen)
+
+
+def _check_shards(run: RunDir) -> None:
+    """Refuse shards that are no longer those of the run: other pictures would stand where texts point to."""
+    recorded = {shard["name"]: shard["digest"] for shard in recorded_facts(run).get("web", ())}
+    with open_catalog(run) as catalog:
+        known = catalog.execute("SELECT shard, path FROM shards ORDER BY shard").fetchall()
+    for name, path in known:
+        if name in recorded and find_shards(path)[0].digest != recorded[name]:
+            raise CapfiltError(
+                f"{path} changed since {run.path} was made from it",
+                fix="restore the shard, or start a new run on the changed input",
+            )

@@ -18,9 +18,11 @@ from capfilt.settings import Bootstrap
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.gain.arm_job import ArmJob, done_before, run_arm
 from capfilt.stages.gain.arms import ARMS, Arm, Texts, write_texts
-from capfilt.stages.pretrain import training_of
+from capfilt.stages.pretrain import setting_of, training_of
 from capfilt.stages.pretraining_job import PretrainingJob
+from capfilt.stages.shard import decoders
 from capfilt.stages.training_job import TrainingJob
+from capfilt.versions import versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,14 +76,14 @@ def settings_of(run: RunDir) -> Bootstrap:
 
 def with_steps(settings: Bootstrap, steps: int) -> Bootstrap:
     """Return the settings with a pre-training of so many steps, shared out to its phases as before."""
-    training = training_of(settings)
-    before = _steps(training)
-    phases = [
-        {**phase.model_dump(), "steps": max(1, round((phase.steps or 0) * steps / before))}
-        for phase in training.phases
+    phases = training_of(settings).phases
+    counted = all(phase.steps is not None for phase in phases)
+    shares = [(phase.steps or 0) if counted else phase.epochs for phase in phases]
+    given = [
+        {**phase.model_dump(), "steps": max(1, round(share * steps / sum(shares)))}
+        for phase, share in zip(phases, shares, strict=True)
     ]
-    name = "next_round" if settings.next_round is not None else "pretrain"
-    return changed(settings, {name: {"phases": phases}})
+    return changed(settings, {setting_of(settings): {"phases": given}})
 
 
 def measure_gain(request: GainRequest, engine: Engine, progress: Progress) -> Gain:
@@ -96,10 +98,14 @@ def measure_gain(request: GainRequest, engine: Engine, progress: Progress) -> Ga
         devices, precision = resolve_devices(request.settings.compute, engine)
         jobs = [
             _job(request, texts, arm, seed, clean, test, folder, precision, devices[0])
-            for seed in request.seeds
+            for seed in sorted({*request.seeds, *_seeds_in(folder)})
             for arm in ARMS
         ]
-        waiting = [job for job in jobs if job.arm in request.arms and done_before(job) is None]
+        asked = [job for job in jobs if job.arm in request.arms and job.seed in request.seeds]
+        waiting = [job for job in asked if done_before(job) is None]
+        for job in waiting:
+            if job.result.exists():
+                progress.say(f"{_task(job)}: done before with other choices or texts, and done anew")
         for job in waiting:
             progress.begin(_task(job), "steps")
         for number, _ in engine.run(
@@ -111,22 +117,23 @@ def measure_gain(request: GainRequest, engine: Engine, progress: Progress) -> Ga
             say=progress.say,
         ):
             progress.end(_task(waiting[number]))
-            write_gain(folder, gathered(jobs, texts))
-        gain = gathered(jobs, texts)
-        write_gain(folder, gain)
+            write_gain(folder, gathered(jobs, texts, asked), request)
+        gain = gathered(jobs, texts, asked)
+        write_gain(folder, gain, request)
     return gain
 
 
-def gathered(jobs: Sequence[ArmJob], texts: Texts) -> Gain:
-    """Return the figures of the arms that are done, and which are not."""
+def gathered(jobs: Sequence[ArmJob], texts: Texts, asked: Sequence[ArmJob]) -> Gain:
+    """Return the figures of all arms that are done alike, and which of this start's seeds are not."""
+    seeds = {job.seed for job in asked}
     rows: list[Row] = []
     missing = []
     for job in jobs:
         mine = done_before(job)
-        if mine is None:
-            missing.append((job.arm, job.seed))
-        else:
+        if mine is not None:
             rows += mine
+        elif job.seed in seeds:
+            missing.append((job.arm, job.seed))
     counts: dict[str, int] = dict(texts.counts.items())
     counts["repeated"] = round(texts.counts["none"] * texts.repetition)
     return Gain(rows, counts, missing)
@@ -138,10 +145,28 @@ def over_seeds(rows: Sequence[Row], **chosen: Any) -> Figure:
     return mean_interval([math.nan if value is None else value for value in mine])
 
 
-def write_gain(folder: Path, gain: Gain) -> None:
-    """Write all figures as JSON: what is no number is null."""
-    record = {"texts": gain.texts, "missing": gain.missing, "rows": gain.rows}
+def write_gain(folder: Path, gain: Gain, request: GainRequest) -> None:
+    """Write all figures as JSON, with what they rest on: what is no number is null."""
+    settings = request.settings
+    trainings = (training_of(settings), settings.captioner_training, settings.filter_training)
+    facts = {
+        "model": settings.model.model_dump(mode="json"),
+        "phases": [[phase.model_dump(mode="json") for phase in one.phases] for one in trainings],
+        "clean": request.clean,
+        "test": request.test,
+        "with_clean": request.with_clean,
+        "fine_tune": request.fine_tune,
+        "top_k": request.top_k,
+        "versions": versions(),
+    }
+    record = {"facts": facts, "texts": gain.texts, "missing": gain.missing, "rows": gain.rows}
     write_whole(folder / "gain.json", canonical_json(record) + "\n")
+
+
+def _seeds_in(folder: Path) -> set[int]:
+    """Return the seeds of earlier starts, by the names of their folders."""
+    found = (path.parent.name.rpartition("-")[2] for path in folder.glob("*-*/result.json"))
+    return {int(name) for name in found if name.isdigit()}
 
 
 def _task(job: ArmJob) -> str:
@@ -188,7 +213,8 @@ def _job(
         seed=seed,
         precision=precision,
         threads=settings.compute.threads,
-        decoders=settings.compute.decoders or 0,
+        setting=setting_of(settings),
+        decoders=decoders(settings.compute, [device]),
         snapshots=tuple(looks),
     )
     kinds: tuple[tuple[Kind, Training], ...] = (
@@ -238,7 +264,7 @@ def _steps(training: Training) -> int:
     if None in steps:
         raise CapfiltError(
             "the arms are compared after equal steps, and the pre-training counts passes",
-            fix="give its phases steps, e.g. --set next_round.phases.0.steps=2000",
+            fix="say how many, e.g. --steps 2000",
         )
     return sum(step for step in steps if step is not None)
 
