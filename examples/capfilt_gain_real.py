@@ -14,35 +14,12 @@ import json
 from pathlib import Path
 
 import scenes
-from capfilt_gain import capfilt
+from capfilt_gain import RECIPE, capfilt
 
 from capfilt.data.sources import find_shards, read_shard
 from capfilt.draws import seed_of
 from capfilt.settings import Input
 
-RECIPE = """\
-[[pretrain.phases]]
-itc = 1.0
-itm = 1.0
-lm = 1.0
-itm_from = 0.2
-steps = {steps}
-batch_size = 32
-learning_rate = 1e-3
-
-[[captioner_training.phases]]
-lm = 1.0
-steps = {fine}
-batch_size = 32
-learning_rate = 3e-4
-
-[[filter_training.phases]]
-itc = 1.0
-itm = 1.0
-steps = {fine}
-batch_size = 32
-learning_rate = 3e-4
-"""
 TEST_SHARE = 0.2
 
 
