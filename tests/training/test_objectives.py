@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 from trainings import ALL, TINY, batches, phase, same_pairs, words_of
 
-from capfilt.models.losses import itc_loss
+from capfilt.models.losses import draw_hard_negatives, itc_loss
 from capfilt.models.med import MED
+from capfilt.training import objectives
 from capfilt.training.objectives import Batch, Setting, step_losses, with_first
 
 if TYPE_CHECKING:
@@ -140,3 +141,30 @@ def test_itc_of_a_step_is_that_of_the_features(pairs: CleanSet, model: MED, voca
     torch.testing.assert_close(
         losses.parts["itc"], itc_loss(images @ texts.T, same_pairs(batch), model.temperature).detach()
     )
+
+
+def test_by_chance_every_wrong_pair_is_equally_likely_a_negative(
+    pairs: CleanSet, model: MED, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batches(pairs, range(29), vocabulary).rows(range(8))
+    drawn: list[torch.Tensor] = []
+
+    def remembered(*arguments: torch.Tensor) -> torch.Tensor:
+        drawn.append(draw_hard_negatives(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(objectives, "draw_hard_negatives", remembered)
+    for step in range(200):
+        setting = Setting(with_itm=True, key=("chance", step))
+        with torch.no_grad():
+            step_losses(model, vocabulary, batch, phase(lm=0, negatives_by="chance"), setting)
+
+    wrong = ~same_pairs(batch)
+    assert wrong.sum() > 40
+    for row in range(8):
+        columns = torch.stack([one[row] for one in drawn])
+        counts = torch.bincount(columns, minlength=8)
+        assert counts[~wrong[row]].sum() == 0
+        expected = len(drawn) / int(wrong[row].sum())
+        # Six standard deviations of a count: a column that is favoured, or never drawn, lies far outside.
+        assert (counts[wrong[row]] - expected).abs().max() < 6 * expected**0.5

@@ -117,6 +117,19 @@ def test_weight_decay_spares_gains_biases_and_the_temperature() -> None:
         torch.testing.assert_close(weights.detach(), before[name] * (1.0 if name in spared else 0.8))
 
 
+def test_everything_decays_where_the_released_code_is_followed() -> None:
+    model = MED(TINY, 40, ALL)
+    before = {name: weights.detach().clone() for name, weights in model.named_parameters()}
+    optimizer = optimizer_of(model, Phase(lm=1.0, learning_rate=0.5, weight_decay=0.4, decays="everything"))
+    for weights in model.parameters():
+        weights.grad = torch.zeros_like(weights)
+
+    optimizer.step()
+
+    for name, weights in model.named_parameters():
+        torch.testing.assert_close(weights.detach(), before[name] * 0.8)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_moves_neither_weights_nor_moments(bad: float) -> None:
     torch.manual_seed(0)
