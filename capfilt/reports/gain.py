@@ -106,8 +106,8 @@ def _missing(gain: Gain) -> list[str]:
 
 _NOTES = (
     "The arms differ in their texts alone: same model, equally many steps, the same clean pairs in an equal "
-    "share of each batch. In brackets: 95% intervals of the mean over seeds (Student's t); they say nothing of "
-    "other pictures.",
+    "share of each batch. In brackets: 95% intervals of the mean over seeds (Student's t); they say nothing "
+    "of other pictures.",
     "R@1 of ITC's first candidates as ITM orders them; CIDEr-D of greedy captions, words parted otherwise "
     "than in papers.",
 )
