@@ -80,7 +80,7 @@ def gain(
     from capfilt.reports.drawing import write_chart
     from capfilt.reports.gain import ALONG, gain_curves, show_gain
     from capfilt.reports.text import terminal
-    from capfilt.stages.gain.measure import GainRequest, measure_gain, settings_of, with_steps
+    from capfilt.stages.gain.measure import GainRequest, measure_gain, record_of, settings_of, with_steps
 
     where = RunDir.open(run)
     settings = chosen(
@@ -106,7 +106,7 @@ def gain(
     picture = where.gain / "gain.png"
     write_chart(picture, gain_curves(found, ALONG))
     if json:
-        print_json({"texts": found.texts, "missing": found.missing, "rows": found.rows})
+        print_json(record_of(found, request))
         return
     show_gain(found, terminal())
     print(f"figures: {where.gain / 'gain.json'}; along the training: {picture}")

@@ -158,7 +158,11 @@ def test_two_processes_of_which_one_was_killed_end_with_the_weights_of_one_proce
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         if not name.endswith(_KEYS):
-            torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0, msg=f"{name}")
+            # In single precision 60 steps of AdamW make this much of rounding; in double precision the two
+            # are compared in tests/training/test_parallel.py.
+            torch.testing.assert_close(
+                tensor, expected[name], atol=1e-4, rtol=0, msg=lambda words, of=name: f"{of}: {words}"
+            )
     mine, theirs = measured(out), measured(alone)
     assert [row[:4] for row in mine] == [row[:4] for row in theirs]
     for (*what, value), (*_, other) in zip(mine, theirs, strict=True):

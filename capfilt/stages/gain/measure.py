@@ -145,8 +145,8 @@ def over_seeds(rows: Sequence[Row], **chosen: Any) -> Figure:
     return mean_interval([math.nan if value is None else value for value in mine])
 
 
-def write_gain(folder: Path, gain: Gain, request: GainRequest) -> None:
-    """Write all figures as JSON, with what they rest on: what is no number is null."""
+def record_of(gain: Gain, request: GainRequest) -> dict[str, Any]:
+    """Return all figures, with what they rest on: what is no number is null."""
     settings = request.settings
     trainings = (training_of(settings), settings.captioner_training, settings.filter_training)
     facts = {
@@ -159,8 +159,12 @@ def write_gain(folder: Path, gain: Gain, request: GainRequest) -> None:
         "top_k": request.top_k,
         "versions": versions(),
     }
-    record = {"facts": facts, "texts": gain.texts, "missing": gain.missing, "rows": gain.rows}
-    write_whole(folder / "gain.json", canonical_json(record) + "\n")
+    return {"facts": facts, "texts": gain.texts, "missing": gain.missing, "rows": gain.rows}
+
+
+def write_gain(folder: Path, gain: Gain, request: GainRequest) -> None:
+    """Write the record of all figures as JSON."""
+    write_whole(folder / "gain.json", canonical_json(record_of(gain, request)) + "\n")
 
 
 def _seeds_in(folder: Path) -> set[int]:
