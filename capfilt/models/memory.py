@@ -67,13 +67,29 @@ class StatesMemory:
         return torch.stack([product(p, x) for p, x in zip(shares, self._by_width, strict=True)])
 
 
+@dataclass(frozen=True, slots=True)
+class SeenStates:
+    """Image states as they are, (images, states, width): what a Q-Former's own layers look at."""
+
+    states: Tensor
+
+    def take(self, images: Tensor) -> SeenStates:
+        """Return the memory of the images at these positions, shape (rows,)."""
+        return SeenStates(self.states[images])
+
+
 Memory = ImageMemory | StatesMemory
+"""What a layer of the text transformer looks at."""
+Seen = Memory | SeenStates
+"""What any model looks at."""
 
 
-def joined(first: Memory, then: Memory) -> Memory:
+def joined(first: Seen, then: Seen) -> Seen:
     """Return the memory of some images, then others'."""
     if isinstance(first, ImageMemory) and isinstance(then, ImageMemory):
         return ImageMemory(torch.cat([first.keys, then.keys]), torch.cat([first.values, then.values]))
+    if isinstance(first, SeenStates) and isinstance(then, SeenStates):
+        return SeenStates(torch.cat([first.states, then.states]))
     assert isinstance(first, StatesMemory)
     assert isinstance(then, StatesMemory)
     return StatesMemory(torch.cat([first.states, then.states]))

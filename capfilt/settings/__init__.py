@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from capfilt.settings.models import Images, Model, Text, Vision
+from capfilt.settings.models import (
+    Blip2,
+    Foreign,
+    Images,
+    Language,
+    Model,
+    QFormer,
+    Structure,
+    Text,
+    Trainable,
+    Vision,
+)
 from capfilt.settings.run import Bootstrap, Bundles, Compute, Export, Input, Judge
 from capfilt.settings.training import Augment, Clean, Phase, Stream, Training
 from capfilt.settings.use import Decoding, Matching, SettledDecoding
 
 __all__ = [
     "Augment",
+    "Blip2",
     "Bootstrap",
     "Bundles",
     "Clean",
     "Compute",
     "Decoding",
     "Export",
+    "Foreign",
     "Images",
     "Input",
     "Judge",
+    "Language",
     "Matching",
     "Model",
     "Phase",
+    "QFormer",
     "SettledDecoding",
     "Stream",
+    "Structure",
     "Text",
+    "Trainable",
     "Training",
     "Vision",
 ]

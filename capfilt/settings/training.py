@@ -47,6 +47,8 @@ class Phase(Settings):
     """Gradients are scaled down to this norm."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Of the language modelling loss (BLIP's released code; the paper, section 3.2)."""
+    itc_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Of ITC: this share of the target is spread over the whole batch (LAVIS, BLIP-2: 0.1)."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """What the momentum encoder keeps of itself at a step (BLIP's released code: 0.995); 0 for none."""
     queue: int = Field(0, ge=0)
