@@ -21,6 +21,7 @@ def itc_loss(
     to_image: Tensor | None = None,
     soft: tuple[Tensor, Tensor] | None = None,
     alpha: float = 0.0,
+    smoothing: float = 0.0,
     of: int | None = None,
 ) -> Tensor:
     """Image-text contrastive loss: the mean of both directions' cross entropies.
@@ -30,7 +31,8 @@ def itc_loss(
     (rows, columns) is true for the pair itself and for pairs with an equal image or caption: the hard
     target is spread evenly over them, as over one image's captions in BLIP's retrieval. `soft` are the same
     two tables of cosines by the momentum encoder; their softmax by temperature has the share `alpha` in the
-    targets. No gradient goes through the targets. The sum over rows is divided by `of`, the rows there are.
+    targets. `smoothing` spreads that share of every target evenly over all columns (LAVIS's BLIP-2). No
+    gradient goes through the targets. The sum over rows is divided by `of`, the rows there are.
     0 for a single pair. Source: BLIP, section 3.2, ITC; soft labels: Li et al., ALBEF, 2021, section 3.3.
     """
     tables = (to_text, to_text.T if to_image is None else to_image)
@@ -41,6 +43,8 @@ def itc_loss(
         if soft is not None and alpha > 0:
             labels = (soft[number].detach() / temperature.detach()).softmax(1)
             targets = alpha * labels + (1 - alpha) * targets
+        if smoothing > 0:
+            targets = (1 - smoothing) * targets + smoothing / table.shape[1]
         total = total - (F.log_softmax(table / temperature, dim=1) * targets).sum()
     return total / (2 * (of or len(to_text)))
 

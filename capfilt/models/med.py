@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints.names import few
 from capfilt.models.devices import widened
+from capfilt.models.learner import PairLearner
 from capfilt.models.text import Packed, TextTransformer, WordHead
 from capfilt.models.vision import ImageEncoder
 
@@ -29,7 +30,7 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.001, 0.5
 """Between these the learned temperature of ITC stays (BLIP's released code)."""
 
 
-class MED(nn.Module):
+class MED(PairLearner):
     """Image encoder, hybrid text transformer and the heads of the objectives it is trained for."""
 
     def __init__(self, model: Model, vocabulary_size: int, objectives: Iterable[Objective]) -> None:
@@ -37,6 +38,7 @@ class MED(nn.Module):
         self.objectives: tuple[Objective, ...] = tuple(
             o for o in ("itc", "itm", "lm") if o in set(objectives)
         )
+        self._holds_image_encoder = False
         reads = "itc" in self.objectives or "itm" in self.objectives
         writes = "lm" in self.objectives
         self.image = ImageEncoder(model.vision, model.images)
@@ -66,6 +68,18 @@ class MED(nn.Module):
         if "itc" in self.objectives:
             with torch.no_grad():
                 self.temperature.clamp_(LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE)
+
+    def hold_image_encoder(self) -> None:
+        """Keep the image encoder as it came: no gradients, and its batch norms' statistics stay."""
+        self.image.requires_grad_(False)
+        self._holds_image_encoder = True
+
+    def train(self, mode: bool = True) -> MED:
+        """Train or not; an image encoder that is held never does."""
+        super().train(mode)
+        if self._holds_image_encoder:
+            self.image.eval()
+        return self
 
     def checkpoint_gradients(self, on: bool) -> None:
         """Have the backward pass compute states again instead of keeping them, or not."""

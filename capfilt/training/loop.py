@@ -18,7 +18,7 @@ from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import whole_file
 from capfilt.training.momentum import Momentum
-from capfilt.training.objectives import Batch, Losses, Setting, step_losses, targets_in
+from capfilt.training.objectives import PAIRS, Batch, Losses, Objective, Setting
 from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
 from capfilt.training.parallel import ALONE, World
 from capfilt.training.record import Record
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from capfilt.models.med import MED
-    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.models.learner import Learner
     from capfilt.settings import Phase, Training
     from capfilt.training.record import Row
 
@@ -64,8 +63,9 @@ class HeldOut(Protocol):
 class Trainer:
     """One model on its way through its phases."""
 
-    model: MED
-    vocabulary: Vocabulary
+    model: Learner
+    vocabulary: Any
+    """What the losses read texts with."""
     training: Training
     train: Batches
     held_out: HeldOut
@@ -78,6 +78,8 @@ class Trainer:
     """Digest of all that the weights depend on; a checkpoint of another training is not taken up."""
     progress: Callable[[int, int, int], None]
     """Told (steps done, steps in all, pairs of this step)."""
+    objective: Objective = PAIRS
+    """What this kind of model is trained for."""
     say: Callable[[str], None] = lambda _: None
     """Told what looks wrong, once."""
     setting: str = ""
@@ -118,7 +120,8 @@ class Trainer:
         self.world.agree(
             "how far the training is", f"{self.fingerprint} {self._phase} {self._step}", self.model.device
         )
-        self.model.image.requires_grad_(not self.keeps_image_encoder)
+        if self.keeps_image_encoder:
+            self.model.hold_image_encoder()
         self.model.checkpoint_gradients(self.training.gradient_checkpointing)
         for number, phase in enumerate(self.training.phases):
             if number < self._phase:
@@ -126,7 +129,7 @@ class Trainer:
             optimizer = optimizer_of(self.model, phase)
             self._momentum = None
             if phase.momentum and (phase.itc or phase.itm):
-                self._momentum = Momentum(self.model, keep=phase.momentum, queue=phase.queue)
+                self._momentum = Momentum.of(self.model, keep=phase.momentum, queue=phase.queue)
             if state is not None:
                 optimizer.load_state_dict(state["optimizer"])
                 if self._momentum is not None:
@@ -143,7 +146,9 @@ class Trainer:
         before = sum(self.steps_of(other) for other in self.training.phases[:number])
         total = sum(map(self.steps_of, self.training.phases))
         in_epoch = self.train.steps_in_epoch(phase.batch_size)
-        validation = Validation(self.model, self.vocabulary, self.held_out, phase, (self.seed, self.name))
+        validation = Validation(
+            self.model, self.vocabulary, self.held_out, phase, (self.seed, self.name), self.objective
+        )
         self.record.begin(number)
         self._say_of_warmup(number, phase, steps)
         for step in range(self._step, steps):
@@ -190,19 +195,19 @@ class Trainer:
         self, step: int, steps: int, phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer
     ) -> None:
         self.model.train()
-        if self.keeps_image_encoder:
-            self.model.image.eval()
         if self._momentum is not None:
             self._momentum.follow(self.model)
         optimizer.zero_grad(set_to_none=True)
         alpha = soft_share(phase, step, self.train.steps_in_epoch(phase.batch_size))
-        tokens = self.world.total(targets_in(batch)) if phase.lm else None
+        of_step: tuple[str | int, ...] = (self.seed, self.name, self._phase, step)
+        tokens = None
+        if phase.lm:
+            tokens = self.world.total(self.objective.targets_in(self.model, batch, of_step))
         done: list[Losses] = []
         # The last batch of an epoch may have fewer pairs than a whole batch has parts.
         parts_of_batch = min(phase.accumulate, len(batch.ids))
         for number in range(parts_of_batch):
-            key: tuple[str | int, ...] = (self.seed, self.name, self._phase, step)
-            key += (number,) if number else ()
+            key = (*of_step, number) if number else of_step
             rank = ("rank", self.world.rank) if self.world.rank else ()
             torch.manual_seed(seed_of("dropout", *key, *rank))
             setting = Setting(
@@ -215,7 +220,7 @@ class Trainer:
                 share=1 / parts_of_batch,
             )
             with self._precision():
-                losses = step_losses(
+                losses = self.objective.losses(
                     self.model, self.vocabulary, batch.part(number, parts_of_batch), phase, setting
                 )
             losses.total.backward()

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from capfilt.errors import CapfiltError
+
 if TYPE_CHECKING:
+    from capfilt.models.learner import Learner
     from capfilt.models.med import MED
 
 NOBODY = -1
@@ -29,10 +32,22 @@ class Momentum:
         self.encoder = _unimodal(model)
         self.queue = Queue(queue, model.image_projection.out_features, model.device)
 
-    def follow(self, model: MED) -> None:
+    @classmethod
+    def of(cls, model: Learner, *, keep: float, queue: int) -> Momentum:
+        """Return what follows a model; only MED has an encoder of texts alone that could be copied."""
+        from capfilt.models.med import MED
+
+        if not isinstance(model, MED):
+            raise CapfiltError(
+                "a momentum encoder follows BLIP's model, and a Q-Former is trained without",
+                fix="leave momentum at 0 in every phase",
+            )
+        return cls(model, keep=keep, queue=queue)
+
+    def follow(self, model: Learner) -> None:
         """Move a step towards the model, as it is before its own next step."""
         # An image encoder that is kept as it came has its batch norms' statistics kept in the copy too.
-        self.encoder.image.train(model.image.training)
+        self.encoder.image.train(model.get_submodule("image").training)
         theirs = dict(model.named_parameters())
         mine = list(self.encoder.named_parameters())
         with torch.no_grad():

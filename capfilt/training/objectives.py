@@ -1,4 +1,4 @@
-"""One step's losses: a batch of pairs through MED's three functions (BLIP, section 3.2).
+"""One step's losses: a batch of pairs through ITC, ITM and LM (BLIP, section 3.2; BLIP-2, section 3.2).
 
 The image is encoded once and serves ITC, ITM and LM alike. Where several processes train, each has some rows
 of the batch and meets the others' as columns: every loss here is a share that adds up over the processes.
@@ -7,7 +7,7 @@ of the batch and meets the others' as columns: every loss here is a share that a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from capfilt.models.memory import joined
 from capfilt.training.parallel import ALONE, World
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from capfilt.models.med import MED
-    from capfilt.models.memory import Memory
+    from capfilt.models.learner import PairLearner
+    from capfilt.models.memory import Seen
     from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings import Phase
     from capfilt.training.momentum import Momentum
@@ -84,7 +84,9 @@ def with_first(ids: Tensor, first: int) -> Tensor:
     return torch.cat([torch.full_like(ids[:, :1], first), ids[:, 1:]], dim=1)
 
 
-def step_losses(model: MED, vocabulary: Vocabulary, batch: Batch, phase: Phase, setting: Setting) -> Losses:
+def step_losses(
+    model: PairLearner, vocabulary: Vocabulary, batch: Batch, phase: Phase, setting: Setting
+) -> Losses:
     """Return the losses of one batch, or of one part of a step's; the momentum queue takes it in.
 
     `total` and `parts` are this process's shares, which add up over the processes.
@@ -100,7 +102,7 @@ def step_losses(model: MED, vocabulary: Vocabulary, batch: Batch, phase: Phase, 
     if phase.itc or setting.with_itm:
         pairs = _Pairs.of(model, batch, states, phase, setting)
         if phase.itc:
-            add("itc", phase.itc, setting.share * _contrast(model, pairs, setting))
+            add("itc", phase.itc, setting.share * _contrast(model, pairs, phase, setting))
         if setting.with_itm:
             wrong = _wrong_pairs(model, pairs, phase, setting)
             loss, measured = _matching(model, vocabulary, batch, states, memory, wrong, setting.world)
@@ -126,6 +128,35 @@ def targets_in(batch: Batch) -> Tensor:
     return batch.real[:, 1:].sum()
 
 
+def greedy_ids(model: PairLearner, vocabulary: Vocabulary, batch: Batch, tokens: int) -> Tensor:
+    """Return the likeliest captions of a batch's pictures, ids (pictures, 1 + tokens) from [DEC] on."""
+    memory = model.memory(model.encode_image(batch.pixels))
+    ids = torch.full_like(batch.ids[:, :1], vocabulary.first_id("dec"))
+    ended = torch.zeros_like(ids[:, 0], dtype=torch.bool)
+    for _ in range(tokens):
+        # A few pictures and tokens now and then: caches would be quicker and longer to read.
+        following = model.lm_logits(ids, memory)[:, -1].argmax(-1).masked_fill(ended, vocabulary.sep)
+        ended = ended | (following == vocabulary.sep)
+        ids = torch.cat([ids, following[:, None]], 1)
+    return ids
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a kind of model is trained for, as the training loop asks for it."""
+
+    losses: Callable[[Any, Any, Any, Phase, Setting], Losses]
+    """Given (model, vocabulary, batch, phase, setting)."""
+    targets_in: Callable[[Any, Any, tuple[str | int, ...]], Tensor]
+    """Given (model, batch, key of the step): how many tokens LM has to guess in these rows."""
+    greedy_ids: Callable[[Any, Any, Any, int], Tensor]
+    """Given (model, vocabulary, batch, tokens): the likeliest captions."""
+
+
+PAIRS = Objective(step_losses, lambda _, batch, __: targets_in(batch), greedy_ids)
+"""Of MED and the Q-Former."""
+
+
 @dataclass(frozen=True)
 class _Pairs:
     """Features of a batch: of my rows, and of the columns they are compared with."""
@@ -146,7 +177,7 @@ class _Pairs:
     momentum: _MomentumPairs | None
 
     @classmethod
-    def of(cls, model: MED, batch: Batch, states: Tensor, phase: Phase, setting: Setting) -> _Pairs:
+    def of(cls, model: PairLearner, batch: Batch, states: Tensor, phase: Phase, setting: Setting) -> _Pairs:
         world = setting.world
         images, texts = model.image_features(states), model.text_features(batch.ids, batch.real)
         image_ids, caption_ids = world.gather(batch.image_ids), world.gather(batch.caption_ids)
@@ -209,16 +240,17 @@ class _MomentumPairs:
     """(rows, batch + queue): columns with an equal image or caption."""
 
 
-def _contrast(model: MED, pairs: _Pairs, setting: Setting) -> Tensor:
+def _contrast(model: PairLearner, pairs: _Pairs, phase: Phase, setting: Setting) -> Tensor:
     """ITC of my rows: against the momentum features where there are some, else against the batch's own."""
     # A cosine in bf16 has three digits, too few to be divided by a temperature of 0.07.
     with torch.autocast(pairs.images.device.type, enabled=False):
         if pairs.momentum is None:
             return itc_loss(
-                pairs.images @ pairs.all_texts.T,
+                model.similarity(pairs.images, pairs.all_texts),
                 pairs.same,
                 model.temperature,
-                to_image=pairs.texts @ pairs.all_images.T,
+                to_image=model.similarity(pairs.all_images, pairs.texts).T,
+                smoothing=phase.itc_smoothing,
                 of=len(pairs.image_ids),
             )
         followed = pairs.momentum
@@ -229,11 +261,12 @@ def _contrast(model: MED, pairs: _Pairs, setting: Setting) -> Tensor:
             to_image=pairs.texts @ followed.all_images.T,
             soft=(followed.images @ followed.all_texts.T, followed.texts @ followed.all_images.T),
             alpha=setting.alpha,
+            smoothing=phase.itc_smoothing,
             of=len(pairs.image_ids),
         )
 
 
-def _wrong_pairs(model: MED, pairs: _Pairs, phase: Phase, setting: Setting) -> tuple[Tensor, Tensor]:
+def _wrong_pairs(model: PairLearner, pairs: _Pairs, phase: Phase, setting: Setting) -> tuple[Tensor, Tensor]:
     """Draw hard negatives of my rows among the whole batch: wrong texts for images, wrong images for texts.
 
     Both are (rows,), -1 where the batch has none.
@@ -242,7 +275,7 @@ def _wrong_pairs(model: MED, pairs: _Pairs, phase: Phase, setting: Setting) -> t
     if phase.negatives_by == "momentum" and pairs.momentum is not None:
         texts, images = pairs.momentum.batch_texts, pairs.momentum.batch_images
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        to_text, to_image = pairs.images @ texts.T, pairs.texts @ images.T
+        to_text, to_image = model.similarity(pairs.images, texts), model.similarity(images, pairs.texts).T
     if phase.negatives_by == "chance":
         to_text, to_image = torch.zeros_like(to_text), torch.zeros_like(to_image)
     batch = len(pairs.image_ids)
@@ -256,11 +289,11 @@ def _wrong_pairs(model: MED, pairs: _Pairs, phase: Phase, setting: Setting) -> t
 
 
 def _matching(
-    model: MED,
+    model: PairLearner,
     vocabulary: Vocabulary,
     batch: Batch,
     states: Tensor,
-    memory: Sequence[Memory],
+    memory: Sequence[Seen],
     wrong: tuple[Tensor, Tensor],
     world: World,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -274,7 +307,7 @@ def _matching(
     rows = torch.arange(pairs, device=states.device)
     wrong_text, wrong_image = (drawn.clamp(min=0) for drawn in wrong)
     counts = torch.cat([rows, wrong[1], wrong[0]]) >= 0
-    ids = with_first(batch.ids, vocabulary.first_id("enc"))
+    ids = with_first(batch.ids, vocabulary.first_id(model.match_token))
     if world.size == 1:
         wrong_ids, wrong_real = ids[wrong_text], batch.real[wrong_text]
         seen = [layer.take(torch.cat([rows, wrong_image, rows])) for layer in memory]

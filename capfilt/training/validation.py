@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from capfilt.training.objectives import Setting, step_losses
+from capfilt.training.objectives import PAIRS, Objective, Setting
 
 if TYPE_CHECKING:
-    from capfilt.models.med import MED
-    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.models.learner import Learner
     from capfilt.settings import Phase
     from capfilt.training.loop import HeldOut
 
@@ -32,11 +30,12 @@ CAPTION_TOKENS = 12
 class Validation:
     """Measures a model that is being trained; what it finds depends on nothing but weights and key."""
 
-    model: MED
-    vocabulary: Vocabulary
+    model: Learner
+    vocabulary: Any
     held_out: HeldOut
     phase: Phase
     key: tuple[str | int, ...]
+    objective: Objective = PAIRS
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
@@ -55,7 +54,7 @@ class Validation:
         for start in range(0, pairs, size):
             batch = self.held_out.rows(range(start, min(start + size, pairs)))
             setting = Setting(with_itm=self.phase.itm > 0, key=(*self.key, "validation", start))
-            losses = step_losses(self.model, self.vocabulary, batch, self.phase, setting)
+            losses = self.objective.losses(self.model, self.vocabulary, batch, self.phase, setting)
             for name, value in losses.parts.items():
                 sums.setdefault(name, []).append(float(value))
             if self.phase.itc:
@@ -67,14 +66,5 @@ class Validation:
 
     def _distinct_captions(self, pictures: int) -> float:
         batch = self.held_out.rows(range(pictures))
-        memory = self.model.memory(self.model.encode_image(batch.pixels))
-        sep = self.vocabulary.sep
-        ids = torch.full_like(batch.ids[:, :1], self.vocabulary.first_id("dec"))
-        ended = torch.zeros_like(ids[:, 0], dtype=torch.bool)
-        for _ in range(CAPTION_TOKENS):
-            # A few pictures and tokens now and then: caches would be quicker and longer to read.
-            following: Tensor = self.model.lm_logits(ids, memory)[:, -1].argmax(-1)
-            following = following.masked_fill(ended, sep)
-            ended = ended | (following == sep)
-            ids = torch.cat([ids, following[:, None]], 1)
+        ids = self.objective.greedy_ids(self.model, self.vocabulary, batch, CAPTION_TOKENS)
         return len(set(map(tuple, ids.tolist()))) / pictures
