@@ -82,7 +82,7 @@ def parity(bundle: Bundle, folder: Path) -> Parity:
         folder, dtype=torch.float32, output_loading_info=True
     )
     theirs = theirs.eval()
-    images = bundle.card.model.images
+    images = bundle.card.med.images
     batch = ImageBatch([built_in_picture()], ["0" * 64])
     pixels = normalise(torch.from_numpy(batch.squares(images)), images)
     cpu = torch.device("cpu")
@@ -131,7 +131,7 @@ def _states(model: Any, theirs: Any, pixels: Tensor) -> dict[str, float]:
 
 def _lm(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
     model = bundle.model
-    ids, real = bundle.vocabulary.encode(TEXTS, "dec", bundle.card.model.text.max_tokens)
+    ids, real = bundle.vocabulary.encode(TEXTS, "dec", bundle.card.med.text.max_tokens)
     every = pixels.expand(len(TEXTS), -1, -1, -1)
     expected = theirs(pixel_values=every, input_ids=ids, attention_mask=real.long()).logits
     logits = model.lm_logits(ids, model.memory(model.encode_image(every)))
@@ -140,7 +140,7 @@ def _lm(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
 
 def _matching(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
     model = bundle.model
-    ids, real = bundle.vocabulary.encode(TEXTS, "cls", bundle.card.model.text.max_tokens)
+    ids, real = bundle.vocabulary.encode(TEXTS, "cls", bundle.card.med.text.max_tokens)
     every = pixels.expand(len(TEXTS), -1, -1, -1)
     given = {"input_ids": ids, "attention_mask": real.long()}
     cosines = theirs(**given, pixel_values=pixels, use_itm_head=False).itm_score
@@ -170,7 +170,7 @@ def _pixel_difference(batch: ImageBatch, bundle: Bundle, folder: Path) -> float 
     if not any((folder / name).is_file() for name in (PREPROCESSOR_FILE, PROCESSOR_FILE)):
         return None
     made = BlipImageProcessor.from_pretrained(folder)(images=list(batch.pictures), return_tensors="pt")
-    images = bundle.card.model.images
+    images = bundle.card.med.images
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (images.mean, images.std))
     theirs = (made["pixel_values"] * std + mean) * 255
     # What they made is whole levels too, but for the arithmetic above.
@@ -180,12 +180,12 @@ def _pixel_difference(batch: ImageBatch, bundle: Bundle, folder: Path) -> float 
 def _tokens_are_equal(bundle: Bundle, folder: Path) -> bool:
     from transformers import AutoTokenizer
 
-    ids, real = bundle.vocabulary.encode(TEXTS, "cls", bundle.card.model.text.max_tokens)
+    ids, real = bundle.vocabulary.encode(TEXTS, "cls", bundle.card.med.text.max_tokens)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError):
         return False
-    theirs = tokenizer(list(TEXTS), truncation=True, max_length=bundle.card.model.text.max_tokens)
+    theirs = tokenizer(list(TEXTS), truncation=True, max_length=bundle.card.med.text.max_tokens)
     ours = [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]
     return bool(ours == theirs["input_ids"])
 

@@ -166,14 +166,14 @@ class _Halves:
 
         own = {name: self.weights[name] for name in names_of(half, self.weights, card.objectives)}
         # transformers writes this remark too, and older versions of it refuse a file without.
-        weights = save(_naming(half, card.model).write(own), {"format": "pt"})
+        weights = save(_naming(half, card.med).write(own), {"format": "pt"})
         files = self.vocabulary.files()
         if half == "filter":
             files |= _training_files(self.weights)
         if is_transformers(card):
             dtype = str(self.weights["text.words.weight"].dtype).removeprefix("torch.")
-            files[CONFIG_FILE] = _pretty(blip_config(card.model, self.vocabulary, half, dtype))
-            files[PREPROCESSOR_FILE] = _pretty(preprocessor_config(card.model.images))
+            files[CONFIG_FILE] = _pretty(blip_config(card.med, self.vocabulary, half, dtype))
+            files[PREPROCESSOR_FILE] = _pretty(preprocessor_config(card.med.images))
         named = {name: _sha256(data) for name, data in sorted(files.items())}
         card = card.model_copy(update={"weights": _sha256(weights), "files": named})
         return card, {_weights_file(card): weights, **files}
@@ -181,7 +181,7 @@ class _Halves:
 
 def is_transformers(card: Card) -> bool:
     """Return whether transformers can load this captioner or filter: BLIP's image encoder, all heads."""
-    return is_blip(card.model) and card.objectives in (("lm",), ("itc", "itm"))
+    return is_blip(card.med) and card.objectives in (("lm",), ("itc", "itm"))
 
 
 def _weights_file(card: Card) -> str:
@@ -239,12 +239,12 @@ def load_bundle(path: Path, *, needs: Objective | None = None) -> Bundle:
             f"{path} cannot {role}: it is a {card.kind} trained for {', '.join(card.objectives)}",
             fix=f"give a bundle trained for {needs}",
         )
-    expected = empty(card.model, card.vocabulary, card.objectives).state_dict()
+    expected = empty(card.med, card.vocabulary, card.objectives).state_dict()
     if card.kind == "joint":
         weights, vocabulary = _read_joint(path, card, expected)
     else:
         weights, vocabulary = _read_half(card.kind, path, card, expected)
-    model = built(card.model, len(vocabulary), card.objectives, weights)
+    model = built(card.med, len(vocabulary), card.objectives, weights)
     return Bundle(path, card, model, vocabulary, read_calibration(path))
 
 
@@ -277,7 +277,7 @@ def _read_half(
     vocabulary = load_vocabulary(path, entries=card.vocabulary, dec=card.first_id)
     if vocabulary.digest != card.vocabulary_digest:
         raise CapfiltError(f"{path}: its vocabulary is not the one that {CARD_FILE} describes", fix=_WHOLE)
-    naming, names = _naming(half, card.model), names_of(half, expected, card.objectives)
+    naming, names = _naming(half, card.med), names_of(half, expected, card.objectives)
     theirs = _read_tensors(path / _weights_file(card), naming.write({name: expected[name] for name in names}))
     weights = naming.read(theirs, names)
     if TEMPERATURE in expected and half == "filter":

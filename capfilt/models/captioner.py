@@ -56,7 +56,7 @@ class MedCaptioner:
     @property
     def images(self) -> Images:
         """How it sees a picture."""
-        return self._card.model.images
+        return self._card.med.images
 
     @torch.inference_mode()
     def caption(

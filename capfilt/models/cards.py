@@ -26,7 +26,7 @@ from pydantic import Field
 from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.layers import Settings, validated
-from capfilt.settings import Decoding, Matching, Model, SettledDecoding
+from capfilt.settings import Blip2, Decoding, Foreign, Matching, Model, SettledDecoding, Structure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,11 +109,11 @@ class Card(Settings):
     """What the model was trained for, which says which parts it has."""
     weights: str
     """sha256 of the file of weights; of a joint model, the digest of its parts' digests."""
-    files: dict[Annotated[str, Field(pattern=r"^((captioner|filter)/)?\w[\w.]*$")], str] = Field(
+    files: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*/)*[\w-][\w.-]*$")], str] = Field(
         default_factory=dict
     )
     """sha256 of the other files that its numbers, or a training that starts from it, depend on."""
-    model: Model
+    model: Structure
     """How it is built."""
     vocabulary: int
     """Entries of its vocabulary."""
@@ -138,6 +138,40 @@ class Card(Settings):
     """Settings of the training, and what it came to."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that trained it."""
+
+    @property
+    def med(self) -> Model:
+        """How MED is built; raises CapfiltError for a model that is none."""
+        if not isinstance(self.model, Model):
+            raise self._is_another("BLIP's model (MED)")
+        return self.model
+
+    @property
+    def blip2(self) -> Blip2:
+        """How a Q-Former is built; raises CapfiltError for a model that has none."""
+        if not isinstance(self.model, Blip2):
+            raise self._is_another("BLIP-2's or InstructBLIP's model")
+        return self.model
+
+    @property
+    def foreign(self) -> Foreign:
+        """What runs a model that capfilt does not; raises CapfiltError for one of its own."""
+        if not isinstance(self.model, Foreign):
+            raise self._is_another("a model that other software runs")
+        return self.model
+
+    @property
+    def family(self) -> str:
+        """What kind of model it is, in a word."""
+        if isinstance(self.model, Model):
+            return "blip"
+        return self.model.family if isinstance(self.model, Blip2) else self.model.backend
+
+    def _is_another(self, wanted: str) -> CapfiltError:
+        return CapfiltError(
+            f"this {self.kind} is of the kind {self.family}, where {wanted} is asked for",
+            fix="give a model of that kind",
+        )
 
 
 def read_card(path: Path) -> Card:

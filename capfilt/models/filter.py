@@ -51,13 +51,13 @@ class MedFilter:
         self._card = bundle.card
         self._precision = precision
         self._matching = bundle.card.conventions.matching(matching)
-        self._max_tokens = bundle.card.model.text.max_tokens
+        self._max_tokens = bundle.card.med.text.max_tokens
         self._vocabulary = bundle.vocabulary
 
     @property
     def images(self) -> Images:
         """How it sees a picture."""
-        return self._card.model.images
+        return self._card.med.images
 
     @property
     def has_itc(self) -> bool:

@@ -127,7 +127,7 @@ class CountedText:
         flops = memory_cost(self._card, made.images, absorbed=made.absorbed) if made else 0
         alone = next((one for one in passes if not one.images and not one.writes), None)
         if alone:  # where texts have features for ITC their pictures have too, once
-            flops += alone.rows * 2 * image_encoder_cost(self._card.model).width * self._card.model.embed
+            flops += alone.rows * 2 * image_encoder_cost(self._card.med).width * self._card.model.embed
         return flops + sum(text_cost(self._card, one) for one in passes)
 
     def _begins(self, _layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -148,7 +148,7 @@ class CountedText:
 
 def text_cost(card: Card, one: TextPass) -> int:
     """Return what a pass costs, its head included; keys and values of image states are `memory_cost`."""
-    text, seen = card.model.text, image_encoder_cost(card.model)
+    text, seen = card.med.text, image_encoder_cost(card.med)
     wanted = one.tokens if one.firsts is None else one.firsts
     flops = (text.layers - 1) * _layer(text, seen, one, one.tokens) + _layer(text, seen, one, wanted)
     width = text.width
@@ -157,14 +157,14 @@ def text_cost(card: Card, one: TextPass) -> int:
         return one.rows * (flops + head)
     if one.images:
         return one.rows * (flops + wanted * 4 * width)
-    return one.rows * (flops + wanted * 2 * width * card.model.embed)  # text read alone has features for ITC
+    return one.rows * (flops + wanted * 2 * width * card.med.embed)  # text read alone has features for ITC
 
 
 def memory_cost(card: Card, images: int, *, absorbed: bool) -> int:
     """Return what it costs to make keys and values of pictures' states, once for all their tokens."""
-    seen = image_encoder_cost(card.model)
-    each = 0 if absorbed else 4 * seen.states * seen.width * card.model.text.width
-    return images * card.model.text.layers * each
+    seen = image_encoder_cost(card.med)
+    each = 0 if absorbed else 4 * seen.states * seen.width * card.med.text.width
+    return images * card.med.text.layers * each
 
 
 def _layer(text: Text, image: EncoderCost, one: TextPass, wanted: int) -> int:

@@ -89,7 +89,7 @@ class HeadwiseAttention(nn.Module):
 
 def image_states(batch: ImageBatch, model: MED, card: Card, precision: str) -> Tensor:
     """Return a batch's image states, (pictures, 1 + patches, width); computed once for equal encoders."""
-    images, device = card.model.images, model.device
+    images, device = card.med.images, model.device
 
     def encode() -> Tensor:
         pixels = torch.from_numpy(batch.squares(images))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from capfilt.layers import Settings
 from capfilt.settings.models import Model
@@ -88,21 +88,29 @@ class Export(Settings):
     """Export even where the policy reads a score that is no better than chance on held-out pairs."""
 
 
+Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""Where a model is found: a path, a hub id, an address."""
+
+
 class Bundles(Settings):
     """Models that are there already: a bundle, a transformers folder, a hub id (NAME/MODEL or
     NAME/MODEL@REVISION), or a .pth of BLIP's released code or of LAVIS."""
 
-    init: Path | None = None
+    init: Source | None = None
     """Captioner and filter start from this model instead of from scratch."""
-    captioner: Path | None = None
-    """Use this captioner; none is trained."""
-    filter: Path | None = None
+    captioner: Source | None = None
+    """Use this captioner; none is trained. It may be the address of a server too (http://HOST:PORT/v1)."""
+    filter: Source | None = None
     """Use this filter; none is trained."""
     vision: str | None = None
     """Pretrained weights of `model.vision.timm` for a model that starts from none: a file of them, a hub id,
-    or `timm` for the ones that timm knows."""
+    or `timm` for the ones that timm knows. For a Q-Former also a bundle, or a folder of transformers, whose
+    image encoder is taken as it is."""
     text: str | None = None
     """Folder or hub id of a BERT whose weights, sizes and vocabulary such a model's text side takes."""
+    language: str | None = None
+    """Folder or hub id of the language model of a captioner with a Q-Former: any of transformers' that
+    continue a text (OPT, Llama) or answer one (T5)."""
     vocabulary: str = "bert-base-uncased"
     """Folder or hub id of the vocabulary of a .pth, which holds none."""
     size_px: int | None = Field(None, ge=8, le=4096)

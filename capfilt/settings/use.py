@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from capfilt.layers import Settings
 
@@ -34,7 +40,40 @@ class Decoding(Settings):
     max_tokens: int | None = Field(None, ge=1)
     """Longest caption, in tokens, neither prompt nor end counted; by default the captioner's own."""
     prompt: str | None = None
-    """Words that every caption begins with, not part of its text; by default the captioner's own."""
+    """Words that every caption begins with, not part of its text, or what the captioner is told to do; by
+    default the captioner's own. Where there are several prompts, the first."""
+    prompts: tuple[str, ...] = ()
+    """Several prompts, taken in turn: candidate n is written with prompt n modulo their number."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("prompts"), (list, tuple)):
+            return values
+        several = tuple(values["prompts"])
+        first = several[0] if several and values.get("prompt") is None else values.get("prompt")
+        # One of one is `prompt`, so that it has one digest however it was given.
+        return {**values, "prompt": first, "prompts": () if several == (first,) else several}
+
+    @model_validator(mode="after")
+    def _prompts_agree(self) -> Self:
+        if self.prompts and self.prompt != self.prompts[0]:
+            raise ValueError(
+                f"prompt is {self.prompt!r}, which is not the first of prompts; give one of both"
+            )
+        if len(set(self.prompts)) < len(self.prompts):
+            raise ValueError("one of the prompts is given twice")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_several(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave `prompts` out where there is one: what it wrote keeps its record and its digest."""
+        values: dict[str, Any] = handler(self)
+        if not self.prompts and info.include is None:
+            values.pop("prompts", None)
+        return values
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> Self:
@@ -53,7 +92,15 @@ class SettledDecoding(Decoding):
     max_tokens: int = Field(20, ge=1)
     """Longest caption, in tokens, neither prompt nor end counted."""
     prompt: str = ""
-    """Words that every caption begins with, not part of its text."""
+    """Words that every caption begins with, not part of its text; where there are several, the first."""
+
+    def of(self, prompt: str) -> SettledDecoding:
+        """Return the same decoding with one prompt."""
+        return self.model_copy(update={"prompt": prompt, "prompts": ()})
+
+    def prompt_of(self, candidate: int) -> str:
+        """Return the prompt that a candidate is written with."""
+        return self.prompts[candidate % len(self.prompts)] if self.prompts else self.prompt
 
 
 class Matching(Settings):

@@ -54,7 +54,7 @@ def check_checkpoint(job: Checkpoint, _device: str, _tell: Tell) -> dict[str, An
         "image_encoder": card.image_encoder,
         "revision": found.revision,
         "origin": card.origin.model_dump(mode="json") if card.origin is not None else None,
-        "structure": structure(card.model),
+        "structure": structure(card.med),
         "vocabulary": {"entries": card.vocabulary, "digest": card.vocabulary_digest},
         "conventions": card.conventions.model_dump(mode="json"),
         "resized_from_px": card.resized_from_px,
@@ -149,10 +149,10 @@ def _in_transformers(found: Found, card: Card, *, is_own: bool) -> dict[str, Any
 
 
 def _why_not(card: Card) -> str:
-    if card.model.vision.timm is not None:
-        return f"its image encoder is {card.model.vision.timm}, and transformers' BLIP has one of its own"
-    if card.model.vision.stem != "patch":
-        return f"its image encoder has a {card.model.vision.stem} stem, and transformers' BLIP has none"
+    if card.med.vision.timm is not None:
+        return f"its image encoder is {card.med.vision.timm}, and transformers' BLIP has one of its own"
+    if card.med.vision.stem != "patch":
+        return f"its image encoder has a {card.med.vision.stem} stem, and transformers' BLIP has none"
     return f"it serves {', '.join(card.objectives)} alone, and transformers' BLIP has heads for ITC and ITM"
 
 

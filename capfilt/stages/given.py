@@ -27,6 +27,7 @@ from capfilt.models.cards import (
     read_card,
 )
 from capfilt.provenance.rundir import read_json
+from capfilt.settings import Foreign
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.foreign import Role
@@ -79,7 +80,7 @@ class Wanted:
     vocabulary: str
 
 
-def wanted(role: Role, source: Path, bundles: Bundles) -> Wanted:
+def wanted(role: Role, source: Path | str, bundles: Bundles) -> Wanted:
     """Return a model as the settings ask for it."""
     return Wanted(role, str(source), bundles.size_px, bundles.vocabulary)
 
@@ -273,7 +274,8 @@ def _is_taken_as_it_is(path: Path, size_px: int | None) -> bool:
     """Return whether this is a bundle of ours, to be used for pictures of its own side."""
     if not (path / CARD_FILE).exists():
         return False
-    return size_px in (None, read_card(path).model.images.size_px)
+    model = read_card(path).model
+    return size_px is None or (not isinstance(model, Foreign) and size_px == model.images.size_px)
 
 
 def _absolute(given: str) -> str:

@@ -156,7 +156,7 @@ def _read(job: PretrainingJob, device: str) -> _Material:
     _check_shares(job)
     init = load_bundle(job.init) if job.init is not None else None
     start = find_start(job.bundles, job.model) if init is None else None
-    model = init.card.model if init is not None else settle(start, job.model)
+    model = init.card.med if init is not None else settle(start, job.model)
     stream = Stream(job.pools, job.stream, job.seed, job.clean, job.clean_pools)
     survey = stream.survey()
     if survey.pairs < 2:

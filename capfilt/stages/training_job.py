@@ -148,7 +148,7 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
 
     init = load_bundle(job.init) if job.init is not None else None
     start = find_start(job.start, job.model) if init is None and job.start is not None else None
-    settings = init.card.model if init is not None else settle(start, job.model)
+    settings = init.card.med if init is not None else settle(start, job.model)
     # Which model it is built like says nothing of what is trained of it.
     settings = changed(settings, {"shared_vision": job.model.shared_vision})
     if begins:

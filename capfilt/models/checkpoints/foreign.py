@@ -140,13 +140,13 @@ def _own(found: Found, path: Path, role: Role, size_px: int | None) -> Packed:
     bundle = load_bundle(found.path)
     card = bundle.card
     _wanted(role, halves("joint", card.objectives), found.source)
-    if size_px is not None and size_px != card.model.images.size_px:
+    if size_px is not None and size_px != card.med.images.size_px:
         return resized(bundle, path, size_px)
     return pack(
         path,
         kind=card.kind,
         model=bundle.model,
-        settings=card.model,
+        settings=card.med,
         vocabulary=bundle.vocabulary,
         parent=card.parent,
         data=card.data,

@@ -31,8 +31,8 @@ def resized(bundle: Bundle, path: Path, size_px: int) -> Packed:
     CapfiltError for an encoder that cannot take the side.
     """
     card = bundle.card
-    settings = with_side(card.model, size_px)
-    weights = with_positions(bundle.model.state_dict(), card.model, settings)
+    settings = with_side(card.med, size_px)
+    weights = with_positions(bundle.model.state_dict(), card.med, settings)
     return pack(
         path,
         kind=card.kind,
@@ -45,7 +45,7 @@ def resized(bundle: Bundle, path: Path, size_px: int) -> Packed:
         versions=card.versions,
         conventions=card.conventions,
         origin=card.origin,
-        resized_from_px=card.resized_from_px or card.model.images.size_px,
+        resized_from_px=card.resized_from_px or card.med.images.size_px,
     )
 
 

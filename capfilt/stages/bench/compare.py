@@ -170,7 +170,7 @@ class Theirs:
             images=colours,
             text=text,
             truncation=True,
-            max_length=card.model.text.max_tokens,
+            max_length=card.med.text.max_tokens,
             return_tensors="pt",
         ).to(self._device)
         itm = self._models["filter"](**inputs).itm_score

@@ -171,12 +171,12 @@ class TimedLoop:
     def _encode(self, batch: ImageBatch, role: str, model: MED, card: Card) -> None:
         """Make a batch's squares and states; what an equal encoder made of it is taken as it is."""
         with self.watch.part("resize"):
-            batch.squares(card.model.images)
+            batch.squares(card.med.images)
         before = model.image.passes
         with self.watch.part(f"image encoder {role}"), torch.inference_mode():
             image_states(batch, model, card, self.job.precision)
         passes = model.image.passes - before
-        self.flops[f"image encoder {role}"] += passes * image_encoder_cost(card.model).flops
+        self.flops[f"image encoder {role}"] += passes * image_encoder_cost(card.med).flops
 
     def _one_by_one(self) -> Iterator[Decoded]:
         """Yield the first samples with their pictures, until there are as many pictures as are wanted."""
