@@ -1,0 +1,164 @@
+"""A frozen language model of transformers: built from its config, read with states in front, continued.
+
+Decoder-only and encoder-decoder models are told apart here and nowhere else in decoding: to what writes
+captions both are a beginning that is read once, and one token at a time after it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from capfilt.errors import CapfiltError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def build_language_model(config: Mapping[str, Any]) -> Any:
+    """Return a language model of this structure, frozen, with fresh weights in torch's default type.
+
+    `config` is what the config.json of a transformers folder holds. Its activation is kept: LAVIS computes
+    FlanT5 with the exact GELU, and says so in no file. Input and output embeddings that the config keeps
+    apart stay so, where transformers ties those of T5 and would read one into the other. Raises CapfiltError
+    for a config that transformers does not know or cannot build.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    values = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    kind = values.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise CapfiltError(
+            f"model.language.config has model_type {kind!r}, which transformers does not know",
+            fix="set bundles.language to the folder of a language model, with its config.json",
+        )
+    try:
+        settings: Any = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(values))
+        auto: Any = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+        model: Any = auto.from_config(settings, dtype=torch.get_default_dtype())
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
+        raise CapfiltError(
+            f"transformers cannot build the language model of model.language.config: {error}",
+            fix="set bundles.language to the folder of a text-only language model, with its config.json",
+        ) from error
+    _keep_apart(model, values)
+    return model.requires_grad_(False).eval()
+
+
+def _keep_apart(model: Any, config: Mapping[str, Any]) -> None:
+    """Give the output layer a matrix of its own where the config says that it has one.
+
+    transformers 5 says of every T5 that its embeddings are tied, remembers in `scale_decoder_outputs` what
+    the file said, and unties them where a folder has two.
+    """
+    if config.get("tie_word_embeddings") is not False and config.get("scale_decoder_outputs") is not False:
+        return
+    words, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if output is not None and output.weight is words.weight:
+        output.weight = nn.Parameter(output.weight.detach().clone())
+
+
+def embedding_width(model: Any) -> int:
+    """Return the width of a token's embedding, which prompts must have."""
+    return int(model.get_input_embeddings().weight.shape[1])
+
+
+def recompute_layers(model: Any, on: bool) -> None:
+    """Have the backward pass compute the layers' states again instead of keeping them, or not.
+
+    transformers does so in training mode alone, in which a frozen model would drop states.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.__dict__.pop("forward", None)
+            if on:
+                forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+                layer.__dict__["forward"] = forward
+
+
+def longest_text(model: Any) -> int | None:
+    """Return how many positions the model has, states in front included; None where there is no limit."""
+    places = getattr(model.config, "max_position_embeddings", None)
+    return int(places) if places else None
+
+
+@dataclass
+class Continued:
+    """A language model in the middle of texts, a row each, that began with states in front.
+
+    Rows have the same length: nothing is padded.
+    """
+
+    model: Any
+    seen: Tensor
+    """(rows, positions) of ones: what the decoder, or the encoder of an encoder-decoder, has read."""
+    cache: Any = None
+    encoded: Tensor | None = None
+    """States of the encoder, (rows, positions, width)."""
+
+    @classmethod
+    def after(cls, model: Any, prompts: Tensor, ids: Tensor) -> tuple[Continued, Tensor]:
+        """Read states (rows, states, width), then ids (rows, tokens); returns the logits of what follows.
+
+        An encoder-decoder reads both in its encoder, and its decoder the start token.
+        """
+        words = model.get_input_embeddings()
+        embedded = torch.cat([prompts.to(words.weight.dtype), words(ids)], 1)
+        begun = cls(model, embedded.new_ones(embedded.shape[:2], dtype=torch.long))
+        if not model.config.is_encoder_decoder:
+            return begun, begun._read(inputs_embeds=embedded)
+        begun.encoded = model.get_encoder()(inputs_embeds=embedded, attention_mask=begun.seen)[0]
+        start = ids.new_full((len(embedded), 1), decoder_start(model))
+        return begun, begun.next_logits(start)
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Return the logits, (rows, vocabulary), after these ids (rows, tokens), which are then read."""
+        if self.encoded is not None:
+            return self._read(decoder_input_ids=ids, encoder_outputs=(self.encoded,))
+        self.seen = torch.cat([self.seen, torch.ones_like(ids)], 1)
+        return self._read(input_ids=ids)
+
+    def repeat(self, times: int) -> Continued:
+        """Return the same with every row so many times, side by side; this one stays as it is."""
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(times)
+        encoded = None if self.encoded is None else self.encoded.repeat_interleave(times, 0)
+        return Continued(self.model, self.seen.repeat_interleave(times, 0), cache, encoded)
+
+    def take(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was."""
+        self.cache.batch_select_indices(rows)
+        self.seen = self.seen[rows]
+        self.encoded = None if self.encoded is None else self.encoded[rows]
+
+    def _read(self, **inputs: Any) -> Tensor:
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            inputs["logits_to_keep"] = 1
+        read = self.model(
+            **inputs, attention_mask=self.seen, past_key_values=self.cache, use_cache=True, return_dict=True
+        )
+        self.cache = read.past_key_values
+        logits: Tensor = read.logits[:, -1]
+        return logits
+
+
+def decoder_start(model: Any) -> int:
+    """Return the id that the decoder of an encoder-decoder begins with."""
+    for source in (model.config, model.generation_config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if getattr(source, name, None) is not None:
+                return int(getattr(source, name))
+    raise CapfiltError(
+        "model.language.config names no decoder_start_token_id",
+        fix="set it, e.g. --set model.language.config.decoder_start_token_id=0 (T5: its padding)",
+    )
