@@ -8,6 +8,7 @@ from hypothesis import given
 from pydantic import BaseModel
 
 from capfilt import settings as module
+from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.layers import Settings, changed, read_toml, validated
 from capfilt.settings import Bootstrap, Decoding, Images, Phase, Vision
@@ -226,3 +227,35 @@ def test_a_fingerprint_is_that_of_the_choices_however_they_were_made(top_p: floa
     assert one.fingerprint() == other.fingerprint()
     assert Decoding(top_p=top_p, top_k=top_k + 1).fingerprint() != one.fingerprint()
     assert validated(Decoding, one.model_dump(mode="json")) == one
+
+
+# -- prompts
+
+
+def test_one_prompt_has_one_digest_however_it_is_given_and_the_one_it_always_had() -> None:
+    plain = Decoding(prompt="a picture of")
+    assert Decoding(prompts=("a picture of",)) == plain
+    assert plain.fingerprint() == digest_of(
+        {name: getattr(plain, name) for name in Decoding.model_fields if name != "prompts"}
+    )
+    assert "prompts" not in Bootstrap().model_dump()["decoding"]
+    assert Decoding(prompts=("a", "b")).fingerprint() != Decoding(prompt="a").fingerprint()
+
+
+def test_several_prompts_come_back_from_their_record_and_the_first_is_the_prompt() -> None:
+    several = Decoding(prompts=("a", "b"))
+    assert several.prompt == "a"
+    assert Decoding(**several.model_dump(mode="json")) == several
+    assert changed(Bootstrap(), assignments=['decoding.prompts=["a", "b"]']).decoding == several
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"prompt": "x", "prompts": ("a", "b")}, "prompt is 'x', which is not the first of prompts"),
+        ({"prompts": ("a", "b", "a")}, "one of the prompts is given twice"),
+    ],
+)
+def test_prompts_that_contradict_are_refused(values: dict[str, Any], what: str) -> None:
+    with pytest.raises(CapfiltError, match=what):
+        validated(Decoding, values)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from capfilt.cli import options
-from capfilt.cli.choices import chosen
+from capfilt.cli.choices import chosen, prompt_flags
 from capfilt.cli.output import typed_command
 from capfilt.cli.pipelines import DEFAULT, load_pipeline
 from capfilt.cli.running import run_and_report
@@ -43,6 +43,7 @@ def bootstrap(
         ),
     ] = None,
     candidates: options.CandidatesOption = None,
+    prompts: options.PromptOption = None,
     itm: options.ItmOption = None,
     itc: options.ItcOption = None,
     fraction: options.FractionOption = None,
@@ -76,6 +77,7 @@ def bootstrap(
         flags={
             "seed": seed,
             "candidates": candidates,
+            **prompt_flags(prompts),
             "rounds": rounds,
             "input.max_pixels": max_pixels,
             "bundles.init": init,

@@ -56,12 +56,27 @@ def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
     return layer
 
 
+def prompt_flags(prompts: Sequence[str] | None) -> dict[str, Any]:
+    """Return the flags of `--prompt`, given once or several times, over whatever a pipeline chose."""
+    if not prompts:
+        return {}
+    return {"decoding.prompt": prompts[0], "decoding.prompts": tuple(prompts)}
+
+
 def _check_candidates(settings: Bootstrap) -> None:
-    method = settings.decoding.method
-    if settings.recaption and settings.candidates > 1 and method != "nucleus":
+    method, prompts = settings.decoding.method, max(1, len(settings.decoding.prompts))
+    if not settings.recaption:
+        return
+    if settings.candidates < prompts:
         raise CapfiltError(
-            f"candidates is {settings.candidates}, and decoding.method {method} has one answer for a picture",
-            fix="give --candidates 1, or draw by --set decoding.method=nucleus",
+            f"candidates is {settings.candidates}, and with {prompts} prompts the last would never be used",
+            fix=f"give --candidates {prompts}, or a multiple of it",
+        )
+    if settings.candidates > prompts and method != "nucleus":
+        raise CapfiltError(
+            f"candidates is {settings.candidates}, and decoding.method {method} has one answer for a picture "
+            "and prompt",
+            fix=f"give --candidates {prompts}, or draw by --set decoding.method=nucleus",
         )
 
 

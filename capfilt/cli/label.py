@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capfilt.cli import options
-from capfilt.cli.choices import chosen
+from capfilt.cli.choices import chosen, prompt_flags
 from capfilt.cli.output import next_step, print_json, print_next, typed_command
 from capfilt.cli.running import run_and_report
 from capfilt.errors import CapfiltError
@@ -53,6 +53,7 @@ def recaption(
     seed: options.SeedOption = None,
     max_pixels: options.MaxPixelsOption = None,
     candidates: options.CandidatesOption = None,
+    prompts: options.PromptOption = None,
     workers: options.WorkersOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -77,6 +78,7 @@ def recaption(
         flags={
             "seed": seed,
             "candidates": candidates,
+            **prompt_flags(prompts),
             "score": False,
             "bundles.captioner": captioner,
             "input.max_pixels": max_pixels,

@@ -119,6 +119,16 @@ CandidatesOption = Annotated[
         "--candidates", metavar="N", help="Captions drawn for each picture.", rich_help_panel=_MODELS
     ),
 ]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="Words that every caption begins with, or what the captioner is told to do; may be repeated: "
+        "candidates take them in turn.",
+        rich_help_panel=_MODELS,
+    ),
+]
 ItmOption = Annotated[
     str | None,
     typer.Option(

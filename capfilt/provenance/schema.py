@@ -77,7 +77,11 @@ CAPTIONS = Table(
         Column("text", "string", "the caption"),
         Column("captioner", "string", "digest of the captioner's weights; null for a web text"),
         Column("decoding", "string", "settings of the draw as one canonical JSON text; null for a web text"),
-        Column("prompt", "string", "words the captioner was made to begin with; null for a web text"),
+        Column(
+            "prompt",
+            "string",
+            "what the captioner was made to begin with, or told to do, for this text; null for a web text",
+        ),
         Column("seed", "int64", "the run's seed; null for a web text"),
         Column("round", "int32", "round of bootstrapping, from 1"),
     ),

@@ -1,9 +1,14 @@
-"""Write synthetic captions for a batch of decoded pictures; opens no shard, decides nothing."""
+"""Write synthetic captions for a batch of decoded pictures; opens no shard, decides nothing.
+
+Several prompts are taken in turn here and not in the captioners, so that each of these knows one prompt only
+and any of them can be given several.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from capfilt.draws import seed_of
 from capfilt.records import Caption, Source
 
 if TYPE_CHECKING:
@@ -14,8 +19,25 @@ if TYPE_CHECKING:
 def recaption(
     captioner: Captioner, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
 ) -> list[list[Caption]]:
-    """Return the synthetic captions of each picture, in the order of their candidate numbers."""
-    texts = captioner.caption(batch, decoding, seed=seed, candidates=candidates)
+    """Return the synthetic captions of each picture, in the order of their candidate numbers.
+
+    Candidate n is written with prompt n modulo the number of prompts. The first prompt's captions are those
+    that it would write alone; another prompt draws by a seed of its own, or two prompts would draw alike.
+    """
+    prompts = decoding.prompts or (decoding.prompt,)
+    texts = [
+        captioner.caption(
+            batch,
+            decoding.of(prompt),
+            seed=seed if number == 0 else seed_of("prompt", seed, number),
+            candidates=len(range(number, candidates, len(prompts))),
+        )
+        for number, prompt in enumerate(prompts[:candidates])
+    ]
     return [
-        [Caption(text, Source.SYNTHETIC, candidate) for candidate, text in enumerate(mine)] for mine in texts
+        [
+            Caption(texts[n % len(prompts)][picture][n // len(prompts)], Source.SYNTHETIC, n)
+            for n in range(candidates)
+        ]
+        for picture in range(len(batch))
     ]

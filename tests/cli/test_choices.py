@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from capfilt.cli.choices import chosen, nested
+from capfilt.cli.choices import chosen, nested, prompt_flags
 from capfilt.errors import CapfiltError
 from capfilt.settings import Bootstrap, Decoding
 
@@ -43,6 +43,25 @@ def test_many_candidates_of_a_decoding_with_one_answer_are_refused(method: str) 
         chosen(base, flags={"candidates": 2})
     assert chosen(base, flags={"candidates": 1}).candidates == 1
     assert chosen(base, flags={"candidates": 2, "recaption": False}).candidates == 2
+
+
+def test_one_prompt_or_several_are_put_over_those_of_a_pipeline() -> None:
+    for before in (Decoding(prompt="p"), Decoding(prompts=("p", "q")), Decoding()):
+        base = Bootstrap(decoding=before, candidates=4)
+        assert chosen(base, flags=prompt_flags(None)).decoding == before
+        assert chosen(base, flags=prompt_flags(["x"])).decoding == Decoding(prompt="x")
+        assert chosen(base, flags=prompt_flags(["x", "y"])).decoding == Decoding(prompts=("x", "y"))
+
+
+def test_every_prompt_has_a_candidate_and_one_answer_of_each_needs_no_draw() -> None:
+    flags = prompt_flags(["x", "y", "z"])
+    with pytest.raises(CapfiltError, match="with 3 prompts the last would never be used") as caught:
+        chosen(Bootstrap(candidates=2), flags=flags)
+    assert "--candidates 3" in caught.value.fix
+    greedy = Bootstrap(decoding=Decoding(method="greedy"))
+    assert chosen(greedy, flags={**flags, "candidates": 3}).candidates == 3
+    with pytest.raises(CapfiltError, match="one answer for a picture and prompt"):
+        chosen(greedy, flags={**flags, "candidates": 4})
 
 
 def test_settings_keep_the_class_of_the_pipeline() -> None:
