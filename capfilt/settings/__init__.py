@@ -16,7 +16,7 @@ from capfilt.settings.models import (
 )
 from capfilt.settings.run import Bootstrap, Bundles, Compute, Export, Input, Judge
 from capfilt.settings.training import Augment, Clean, Phase, Stream, Training
-from capfilt.settings.use import Decoding, Matching, SettledDecoding
+from capfilt.settings.use import Decoding, Matching, Server, SettledDecoding
 
 __all__ = [
     "Augment",
@@ -36,6 +36,7 @@ __all__ = [
     "Model",
     "Phase",
     "QFormer",
+    "Server",
     "SettledDecoding",
     "Stream",
     "Structure",

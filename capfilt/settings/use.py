@@ -110,3 +110,34 @@ class Matching(Settings):
     """First token of a text whose match is judged: [CLS] or [ENC] (BLIP, section 3.1: [Encode])."""
     clean_up: Literal["none", "blip"] | None = None
     """blip: lower case and no punctuation, at most 30 words, as the released code's data sets do."""
+
+
+class Server(Settings):
+    """How a captioner that a server runs is asked; `bundles.captioner` holds its address."""
+
+    model: str | None = None
+    """Name of the model, for a server that has several."""
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$")
+    """Environment variable that holds the server's key. The key itself is never recorded."""
+    concurrency: int = Field(8, ge=1, le=1024)
+    """Requests on their way at once, from each process that takes shards."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Longest wait for one answer, in seconds."""
+    retries: int = Field(5, ge=0, le=100)
+    """How often a request is sent again that failed for a reason that may pass."""
+    backoff_s: float = Field(1.0, gt=0)
+    """Wait before it is sent again, in seconds, doubled every time."""
+    image_px: int = Field(1024, ge=32, le=8192)
+    """Longest side of a picture that is sent, in pixels; a larger one is reduced."""
+    image_format: Literal["jpeg", "png"] = "jpeg"
+    """How a picture is sent: as a JPEG of quality 90, or a PNG, several times as large and without loss."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of a request, as the server's manual has them, such as
+    {chat_template_kwargs = {enable_thinking = false}}."""
+
+    @model_validator(mode="after")
+    def _extra_is_further(self) -> Self:
+        ours = {"model", "messages", "stream", "n", "temperature", "top_p", "max_tokens", "seed"}
+        if taken := sorted(ours & self.extra.keys()):
+            raise ValueError(f"extra holds {taken[0]}, which other settings say")
+        return self
