@@ -22,6 +22,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+def language_config(config: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration of what a config.json holds; CapfiltError where it has none."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise CapfiltError(
+            f"model.language.config has model_type {kind!r}, which transformers does not know",
+            fix="set bundles.language to the folder of a language model, with its config.json",
+        )
+    # Numbers of the file's type are its weights'; what is built here has those that are asked for.
+    values = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(values))
+
+
+def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is that of an encoder-decoder, such as T5."""
+    return bool(language_config(config).is_encoder_decoder)
+
+
 def build_language_model(config: Mapping[str, Any]) -> Any:
     """Return a language model of this structure, frozen, with fresh weights in torch's default type.
 
@@ -31,17 +51,9 @@ def build_language_model(config: Mapping[str, Any]) -> Any:
     for a config that transformers does not know or cannot build.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    values = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
-    kind = values.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise CapfiltError(
-            f"model.language.config has model_type {kind!r}, which transformers does not know",
-            fix="set bundles.language to the folder of a language model, with its config.json",
-        )
     try:
-        settings: Any = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(values))
+        settings = language_config(config)
         auto: Any = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
         model: Any = auto.from_config(settings, dtype=torch.get_default_dtype())
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
@@ -49,7 +61,7 @@ def build_language_model(config: Mapping[str, Any]) -> Any:
             f"transformers cannot build the language model of model.language.config: {error}",
             fix="set bundles.language to the folder of a text-only language model, with its config.json",
         ) from error
-    _keep_apart(model, values)
+    _keep_apart(model, config)
     return model.requires_grad_(False).eval()
 
 
