@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_clip
 import torch
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, SiglipImageProcessor
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from capfilt.errors import CapfiltError
 from capfilt.stages.evaluate.dual_encoder import DualEncoder
@@ -43,7 +43,7 @@ def logits(folder: Path, pairs: Any, processor: Any, padding: Any) -> np.ndarray
         found = model(
             pixel_values=pixels["pixel_values"],
             input_ids=words["input_ids"],
-            attention_mask=words["attention_mask"],
+            attention_mask=words["attention_mask"] if padding is True else None,
         ).logits_per_image
         bias = getattr(model, "logit_bias", torch.zeros(()))
         cosines: np.ndarray = ((found - bias) / model.logit_scale.exp()).numpy()
@@ -57,7 +57,7 @@ def test_cosines_are_those_of_transformers(kind: str, test_set: Path, request: p
     theirs = logits(
         folder,
         pairs,
-        CLIPImageProcessor if kind == "clip" else SiglipImageProcessor,
+        CLIPImageProcessorPil if kind == "clip" else SiglipImageProcessorPil,
         True if kind == "clip" else "max_length",
     )
     ours = DualEncoder(str(folder), "cpu")
@@ -71,7 +71,7 @@ def test_cosines_are_those_of_transformers(kind: str, test_set: Path, request: p
 def test_it_ranks_and_scores_beside_the_filter(
     clip: Path, bundles: dict[str, Path], test_set: Path, noisy_set: Path
 ) -> None:
-    theirs = logits(clip, drawn.pairs(test_set), CLIPImageProcessor, True)
+    theirs = logits(clip, drawn.pairs(test_set), CLIPImageProcessorPil, True)
     right = drawn.pairs(test_set).right_texts()
     evaluation = drawn.evaluated("retrieval", bundles["filter"], test_set, RetrievalChoices(), clip=str(clip))
     for k in (1, 5):
@@ -83,7 +83,7 @@ def test_it_ranks_and_scores_beside_the_filter(
     assert (facts["source"], facts["kind"], facts["revision"]) == (str(clip), "clip", None)
 
     pairs = drawn.pairs(noisy_set, kind_field="noise_kind")
-    theirs = logits(clip, pairs, CLIPImageProcessor, True)
+    theirs = logits(clip, pairs, CLIPImageProcessorPil, True)
     found = drawn.evaluated(
         "filter", bundles["filter"], noisy_set, FilterChoices("noise_kind"), clip=str(clip)
     )

@@ -1,0 +1,63 @@
+"""A folder of transformers loaded whole, for the backends that run one; or refused in words.
+
+transformers draws weights that a folder lacks at random and says so in a log: captions and scores would look
+like those of a poor model. Here that is an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from capfilt.errors import CapfiltError
+from capfilt.models.checkpoints.names import few
+from capfilt.models.devices import inference_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Nothing is looked for on the hub, and no code that a folder brings is run."""
+
+
+def load_model(auto: Any, folder: Path, device: str, precision: str, *, called: str, fix: str) -> Any:
+    """Load a model with one of transformers' Auto classes, ready to be asked, in fp32 or bf16.
+
+    `called` names it in errors, whose mend is `fix`: CapfiltError where the folder holds no such model, or
+    lacks some of its weights.
+    """
+    if precision == "int8":
+        raise CapfiltError(
+            f"--precision int8 is for capfilt's own models, and {called} is run by transformers",
+            fix="give --precision bf16 or fp32",
+        )
+    model, found = load(
+        lambda: auto.from_pretrained(
+            folder, dtype=inference_type(precision), output_loading_info=True, **LOCAL
+        ),
+        called,
+        fix,
+    )
+    if missing := sorted(found["missing_keys"]):
+        kind = model.config.model_type
+        raise CapfiltError(f"{called} is a {kind} without {few(missing)}", fix=fix)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def load(make: Callable[[], Any], called: str, fix: str) -> Any:
+    """Return what `make` reads of a folder; what transformers raises becomes a CapfiltError."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return make()
+    # A package that a processor needs is an ImportError, weights of another shape are a RuntimeError.
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        raise CapfiltError(f"{called} cannot be loaded: {first_line(error)}", fix=fix) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
