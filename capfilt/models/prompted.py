@@ -172,10 +172,11 @@ def read_instructions(reader: Vocabulary, texts: Sequence[str], max_tokens: int)
 
     What an instruction asks stands at its end (LAVIS: truncation_side="left").
     """
-    rows = []
-    for text in texts:
-        ids = reader.encode([text], "cls", max(len(text) + 2, max_tokens))[0][0]
-        rows.append(torch.cat([ids[:1], ids[1:][-(max_tokens - 1) :]]))
+    whole, is_real = reader.encode(texts, "cls", 4 * max(map(len, texts), default=0) + 2)
+    rows = [
+        torch.cat([one[:1], one[1:][-(max_tokens - 1) :]])
+        for one in (row[seen] for row, seen in zip(whole, is_real, strict=True))
+    ]
     longest = max(map(len, rows), default=2)
     ids = torch.full((len(rows), longest), reader.pad)
     real = torch.zeros(len(rows), longest, dtype=torch.bool)
