@@ -125,6 +125,7 @@ def vision_config(model: Blip2) -> Any:
 
 def _of_transformers(values: dict[str, Any]) -> tuple[nn.Module, int]:
     """Return an image encoder that transformers builds, and its width."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModel
 
     # A dual encoder's configuration has one for its image encoder.
@@ -135,7 +136,7 @@ def _of_transformers(values: dict[str, Any]) -> tuple[nn.Module, int]:
         config = AutoConfig.for_model(kind, **values)
         encoder: nn.Module = AutoModel.from_config(config)
         return encoder, int(config.hidden_size)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise CapfiltError(
             f"transformers cannot build the image encoder of model.vision_config, a {kind}: {error}",
             fix="give the config.json of a ViT, e.g. one of CLIP, SigLIP or DINOv2",
