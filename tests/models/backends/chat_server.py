@@ -82,7 +82,7 @@ def failure(status: int, message: str, **headers: str) -> Reply:
 
 def seen(asked: Asked) -> Reply:
     """Say which picture and which seed came: an answer that depends on what a caption depends on."""
-    red, green, blue = asked.picture.convert("RGB").resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]
+    red, green, blue = asked.picture.convert("RGB").resize((1, 1)).getpixel((0, 0))
     return caption(f"a picture of {red} {green} {blue} by {asked.body.get('seed')}")
 
 
