@@ -1,0 +1,54 @@
+"""How often each data set is met in a training.
+
+Data sets differ in size by thousands, and a model that met them by size would forget the small ones: so the
+square root of the size counts, and a few weights are corrected by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from capfilt.draws import uniforms
+from capfilt.errors import CapfiltError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from capfilt.data.instructions.registry import Dataset
+
+
+def sampling_weights(datasets: Sequence[Dataset], sizes: Mapping[str, int] | None = None) -> dict[str, float]:
+    """Return the chance of each data set, by name: sqrt(size) times its correction, adding up to 1.
+
+    `sizes` are used where they are given, such as the examples that were read, and the registry's elsewhere.
+    Source: InstructBLIP (Dai et al., 2023), section 2.4.
+
+    Raises CapfiltError for a data set without a size.
+    """
+    shares: dict[str, float] = {}
+    for dataset in datasets:
+        size = (sizes or {}).get(dataset.name, dataset.size)
+        if not size:
+            raise CapfiltError(
+                f"data set {dataset.name} has no size to be sampled by",
+                fix="give its row in the registry a size = N, in examples",
+            )
+        shares[dataset.name] = math.sqrt(size) * dataset.correction
+    whole = math.fsum(shares.values())
+    return {name: share / whole for name, share in shares.items()}
+
+
+def drawn_datasets(weights: Mapping[str, float], count: int, *key: str | int) -> list[str]:
+    """Draw `count` data sets by their chances: a function of the key, such as (seed, step).
+
+    Raises ValueError without a data set.
+    """
+    import numpy as np
+
+    if not weights:
+        raise ValueError("no data set to draw from")
+    names = list(weights)
+    edges = np.cumsum([weights[name] for name in names])
+    places = np.searchsorted(edges, uniforms(count, "data set", *key) * edges[-1], side="right")
+    return [names[min(int(place), len(names) - 1)] for place in places]
