@@ -96,7 +96,9 @@ def describe(url: str, settings: Server) -> Card:
     listed = _listed(_client(where, patient), settings.model)
     model = _chosen(where, listed, settings.model)
     said = listed.get(model, {})
-    told = {name: said[name] for name in ("root", "owned_by") if isinstance(said.get(name), str)}
+    told: dict[str, Any] = {
+        name: one_line(said[name]) for name in ("root", "owned_by") if isinstance(said.get(name), str)
+    }
     meta = said.get("meta")
     if isinstance(meta, dict):  # llama.cpp: its quantisations differ in size, and the name may not say which
         told |= {name: meta[name] for name in ("n_params", "size") if isinstance(meta.get(name), int)}
@@ -184,7 +186,7 @@ class ServerCaptioner:
         """Return what all requests say; a choice that the server cannot follow is refused."""
         if decoding.method == "beam":
             raise CapfiltError(
-                "decoding.method is beam, and a server has no beam search",
+                "decoding.method is beam, and OpenAI's API has no beam search",
                 fix="choose nucleus or greedy, e.g. --set decoding.method=nucleus",
             )
         fields: dict[str, Any] = {"model": self._settings.model, "max_tokens": decoding.max_tokens}
@@ -283,7 +285,12 @@ def _listed(client: Client, wanted: str | None) -> dict[str, dict[str, Any]]:
 
     def read(answer: Any) -> dict[str, dict[str, Any]]:
         models = [dict(model) for model in answer["data"] or ()]
-        return {model["id"]: model for model in models if isinstance(model["id"], str)}
+        # A name goes into records and onto screens as it is, since it is what the server is asked for.
+        return {
+            model["id"]: model
+            for model in models
+            if isinstance(model["id"], str) and model["id"].isprintable()
+        }
 
     try:
         return client.ask("/models", read)
@@ -304,11 +311,11 @@ def _chosen(url: str, listed: Mapping[str, Any], wanted: str | None) -> str:
         return wanted
     if wanted is None and len(names) == 1:
         return names[0]
-    shown = ", ".join(one_line(name) for name in names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+    shown = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
     what = f"has no model {wanted}; it has {shown}" if wanted is not None else f"has several models: {shown}"
     if not names:
         raise CapfiltError(f"{url} serves no model", fix="load one there")
-    raise CapfiltError(f"{url} {what}", fix=f"name one of them, e.g. --set server.model={one_line(names[0])}")
+    raise CapfiltError(f"{url} {what}", fix=f"name one of them, e.g. --set server.model={names[0]}")
 
 
 def _named(card: Card) -> str:

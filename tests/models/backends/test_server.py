@@ -561,7 +561,7 @@ def card_or_error(server: ChatServer, **settings: Any) -> Card:
 
 
 def test_of_several_models_one_is_named(server: ChatServer) -> None:
-    server.models = [{"id": name} for name in ("b", "a\x1b", "c")]
+    server.models = [{"id": name} for name in ("b", "a", "c", "d\x1b[2J", "\ud800")]
     with pytest.raises(CapfiltError, match="has several models: a, b, c") as refused:
         card_or_error(server)
     assert "--set server.model=a" in refused.value.fix
