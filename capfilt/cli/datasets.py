@@ -102,8 +102,9 @@ def _summary(registry: Registry) -> str:
     """Say how many there are, which tasks no training sees, and how many cannot be read yet."""
     held_out = ", ".join(category.title for category in registry.wholly_held_out()) or "none"
     unread = sum(dataset.reader is None for dataset in registry.datasets.values())
+    tasks = {dataset.category for dataset in registry.datasets.values()}
     return (
-        f"{len(registry.datasets)} data sets of {len({d.category for d in registry.datasets.values()})} tasks: "
+        f"{len(registry.datasets)} data sets of {len(tasks)} tasks: "
         f"{len(registry.held('in'))} held in, {len(registry.held('out'))} held out; {unread} need a reader\n"
         f"wholly held out: {visible(held_out)}"
     )
