@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from capfilt.data.images import normalise
 from capfilt.errors import CapfiltError
 from capfilt.models.vision import ImageEncoder
 
 if TYPE_CHECKING:
+    from capfilt.models.cards import Card
+    from capfilt.models.protocols import ImageBatch
     from capfilt.settings import Blip2
 
 STATES_NORM_EPSILON = 1e-5
@@ -67,15 +70,22 @@ class FrozenImageEncoder(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return image states, (images, states, width), in the numbers of the norm.
+        """Return normed image states, (images, states, width), in the numbers of the norm.
 
         `pixels` are normalised, (images, 3, side, side). A gradient reaches the norm and goes no further.
         """
+        return self.normed(self.encoded(pixels))
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """Return image states before the norm: the same for all models with this encoder."""
         self.passes += len(pixels)
         with torch.no_grad():
-            states = self._encoded(pixels.to(self.dtype))
-        normed: Tensor = self.post_layernorm(states.to(self.post_layernorm.weight.dtype))
-        return normed
+            return self._encoded(pixels.to(self.dtype))
+
+    def normed(self, states: Tensor) -> Tensor:
+        """Return what `encoded` gave through the norm, in its numbers."""
+        found: Tensor = self.post_layernorm(states.to(self.post_layernorm.weight.dtype))
+        return found
 
     def _frozen(self) -> list[nn.Module]:
         return [part for part in (self.embeddings, self.encoder) if part is not None]
@@ -95,6 +105,25 @@ class FrozenImageEncoder(nn.Module):
                 fix="name a ViT, e.g. one of CLIP, SigLIP or DINOv2",
             )
         return states
+
+
+def frozen_states(
+    batch: ImageBatch, encoder: FrozenImageEncoder, card: Card, precision: str, device: torch.device
+) -> Tensor:
+    """Return a batch's image states before the norm, (pictures, states, width).
+
+    They are computed once for all models with an equal encoder: a captioner and a filter that were trained
+    apart differ in the norm, and not before it.
+    """
+    images = card.blip2.images
+
+    def encode() -> Tensor:
+        pixels = torch.from_numpy(batch.squares(images))
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)
+        return encoder.encoded(normalise(pixels, images))
+
+    return batch.states(("frozen", card.image_encoder or card.weights, precision, str(device)), encode)
 
 
 def _of_the_family(model: Blip2) -> tuple[nn.Module, nn.Module, int]:

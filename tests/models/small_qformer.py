@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from small_models import enlarge
 
 from capfilt.models.qformer import QFormer
@@ -27,4 +28,10 @@ def small_qformer(objectives: Iterable[Objective], size: int, settings: Blip2 = 
     """Return a Q-Former with large random weights, in evaluation mode, fp32 on the CPU."""
     model = QFormer(settings, size, objectives)
     enlarge(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "crossattention." in name and parameter.ndim > 1:
+                parameter.mul_(3)  # or queries hardly depend on the picture
+        if "itm" in model.objectives:
+            model.itm_head.weight.mul_(3)
     return model.eval()
