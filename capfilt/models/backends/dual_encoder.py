@@ -1,7 +1,7 @@
 """Dual encoders of transformers (CLIP, SigLIP 1 and 2, and their like) as filters: `itc` is the cosine.
 
 Pictures and texts are prepared by the folder's own processor and tokenizer. Of a processor's two forms the
-one on Pillow is taken, where it has both: as the pictures of CLIP itself were resized, and the same with every
+one on Pillow is taken, where it has both: as CLIP's own pictures were resized, and the same with every
 version of torchvision. The other form differs from it by about a hundredth of a standard deviation.
 """
 
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from capfilt.data.images import flattened
 from capfilt.errors import CapfiltError, RunFailedError
-from capfilt.models.backends.loading import LOCAL, load, load_model
+from capfilt.models.backends.loading import LOCAL, load, load_model, presentable
 from capfilt.records import Scores
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 256
 """Texts that are read side by side."""
 _SIGLIP = ("siglip", "siglip2")
-"""Trained on lower-cased texts of one length, pads read like words: with less padding, or with a mask over the
-pads, they give other features. Not every tokenizer that was released with them says so."""
+"""Trained on lower-cased texts of one length, pads read like words: with less padding, or with a mask over
+them, they give other features. Not every tokenizer that was released with them says so."""
 _OTHERS = ("blip", "blip-2", "videoprism")
 """In transformers' list of dual encoders, and none: they score pairs in other ways, or see videos."""
 _MEND = (
@@ -78,10 +77,16 @@ class DualEncoder:
         self.passes = 0
         """Pictures encoded so far."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self._model.device
+        return device
+
     @torch.inference_mode()
     def image_features(self, pictures: Sequence[Image]) -> Tensor:
         """Return features of unit length, fp32, shape (pictures, width); transparency shows white."""
-        prepared = self._processor(images=[flattened(one) for one in pictures], return_tensors="pt")
+        prepared = self._processor(images=[presentable(one) for one in pictures], return_tensors="pt")
         self.passes += len(pictures)
         return _unit(self._model.get_image_features(**prepared.to(self._model.device, self._model.dtype)))
 
@@ -108,7 +113,7 @@ class DualEncoder:
 
     @property
     def _most_tokens(self) -> int:
-        """Longest text, by the model's places and by what its tokenizer says, a huge number if it does not."""
+        """Longest text, by the model's places and by what its tokenizer says, if it says anything."""
         places: int = self._model.config.get_text_config().max_position_embeddings
         longest: int = self._tokenizer.model_max_length
         return min(places, longest)
@@ -127,9 +132,14 @@ class DualEncoderFilter:
         self._encoder = encoder
 
     @property
-    def passes(self) -> int:
+    def encoder_passes(self) -> int:
         """Pictures encoded so far: once for all texts, and for all that ask of one batch."""
         return self._encoder.passes
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._encoder.device
 
     @torch.inference_mode()
     def score(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> list[list[Scores]]:

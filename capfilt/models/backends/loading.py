@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from capfilt.data.images import flattened
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints.names import few
 from capfilt.models.devices import inference_type
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from PIL.Image import Image
+
+_LEAST_PX = 4
+_LONGEST = 100
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Nothing is looked for on the hub, and no code that a folder brings is run."""
 
@@ -56,6 +61,24 @@ def load(make: Callable[[], Any], called: str, fix: str) -> Any:
     # A package that a processor needs is an ImportError, weights of another shape are a RuntimeError.
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise CapfiltError(f"{called} cannot be loaded: {first_line(error)}", fix=fix) from error
+
+
+def presentable(picture: Image) -> Image:
+    """Return a decoded picture as any processor takes it: RGB, transparency on white, and no thread.
+
+    Processors take a picture 1 or 3 pixels high for one whose channels come first, and some refuse strips
+    (Qwen2-VL: longer than 200 times their width). Such a picture is put on white, in the middle.
+    """
+    import PIL.Image
+
+    picture = flattened(picture)
+    least = max(_LEAST_PX, -(-max(picture.size) // _LONGEST))
+    wide, high = (max(side, least) for side in picture.size)
+    if (wide, high) == picture.size:
+        return picture
+    ground = PIL.Image.new("RGB", (wide, high), (255, 255, 255))
+    ground.paste(picture, ((wide - picture.width) // 2, (high - picture.height) // 2))
+    return ground
 
 
 def first_line(error: BaseException) -> str:

@@ -104,3 +104,155 @@ def loud(make: Callable[[], Any], *, seed: int = 0, scale: float = 0.3) -> Any:
             if weights.dim() > 1:
                 weights.copy_(torch.randn(weights.shape, generator=generator) * scale)
     return model.eval()
+
+
+CHAT = (
+    "{% for message in messages %}<user>{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}<stop>{% endfor %}{% if add_generation_prompt %} {{ answers or '' }} <answer>{% endif %}"
+)
+"""A chat template; IMAGE is what stands for a picture."""
+_PIECES = [
+    "<pad>",
+    "<unk>",
+    "<end>",
+    "<image>",
+    "<user>",
+    "<stop>",
+    "<answer>",
+    "<from>",
+    "<to>",
+    "<global-img>",
+]
+_PIECES += ["<fake_token_around_image>", "<end_of_utterance>"]
+_PIECES += [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+CHAT_WORDS = [*_PIECES, "Describe", "sentence", ".", *WORDS]
+ENDS = [CHAT_WORDS.index("<end>"), CHAT_WORDS.index("<stop>")]
+"""Two tokens that end an answer, as many chat models have them."""
+_DECODER = {
+    "vocab_size": len(CHAT_WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": ENDS[0],
+    "tie_word_embeddings": False,
+}
+_IMAGE = CHAT_WORDS.index("<image>")
+
+
+def llava(folder: Path) -> Path:
+    """A CLIP tower and a Llama."""
+    config = transformers.LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", **_vision()},
+        text_config={"model_type": "llama", **_DECODER},
+        image_token_index=_IMAGE,
+        vision_feature_layer=-1,
+    )
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessorPil(size={"shortest_edge": SIDE_PX}, crop_size=_SIZE),
+        chat_tokenizer(),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    )
+    return _chat(folder, lambda: transformers.LlavaForConditionalGeneration(config), processor)
+
+
+def qwen2_vl(folder: Path) -> Path:
+    """Pictures of any shape, as long a prompt as they are large, and positions on three axes."""
+    config = transformers.Qwen2VLConfig(
+        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4},
+        text_config={
+            **_DECODER,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+        },
+        image_token_id=_IMAGE,
+        video_token_id=CHAT_WORDS.index("<row_1_col_1>"),
+        vision_start_token_id=CHAT_WORDS.index("<from>"),
+        vision_end_token_id=CHAT_WORDS.index("<to>"),
+    )
+    tokenizer = chat_tokenizer(image_token="<image>", video_token="<row_1_col_1>")
+    sizes = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+    processor = transformers.Qwen2VLProcessor(
+        transformers.Qwen2VLImageProcessorPil(**sizes),
+        tokenizer,
+        transformers.Qwen2VLVideoProcessor(**sizes),
+        chat_template=CHAT.replace("IMAGE", "<from><image><to>"),
+    )
+    return _chat(folder, lambda: transformers.Qwen2VLForConditionalGeneration(config), processor)
+
+
+def idefics3(folder: Path) -> Path:
+    """A picture cut into tiles, as SmolVLM has it."""
+    config = transformers.Idefics3Config(
+        vision_config={**_TOWER, "image_size": SIDE_PX, "patch_size": 4},
+        text_config={"model_type": "llama", **_DECODER},
+        image_token_id=_IMAGE,
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    processor = transformers.Idefics3Processor(
+        transformers.Idefics3ImageProcessorPil(
+            size={"longest_edge": 2 * SIDE_PX}, max_image_size={"longest_edge": SIDE_PX}
+        ),
+        chat_tokenizer(),
+        image_seq_len=4,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    )
+    return _chat(folder, lambda: transformers.Idefics3ForConditionalGeneration(config), processor)
+
+
+def gemma3(folder: Path) -> Path:
+    """Sliding windows shorter than the prompt, and pictures whose tokens see each other both ways."""
+    config = transformers.Gemma3Config(
+        vision_config={"model_type": "siglip_vision_model", **_vision(), "vision_use_head": False},
+        text_config={
+            **_DECODER,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        mm_tokens_per_image=4,
+        tie_word_embeddings=False,
+        image_token_index=_IMAGE,
+        boi_token_index=CHAT_WORDS.index("<from>"),
+        eoi_token_index=CHAT_WORDS.index("<to>"),
+    )
+    tokenizer = chat_tokenizer(image_token="<image>", boi_token="<from>", eoi_token="<to>")
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessorPil(size=_SIZE, do_pan_and_scan=False),
+        tokenizer,
+        image_seq_length=4,
+        chat_template=CHAT.replace("IMAGE", "<from>"),
+    )
+    return _chat(folder, lambda: transformers.Gemma3ForConditionalGeneration(config), processor)
+
+
+def chat_tokenizer(**specials: str) -> transformers.PreTrainedTokenizerFast:
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=word_level(CHAT_WORDS, after="$A"),
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        extra_special_tokens=specials,
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": _PIECES[3:]}, replace_extra_special_tokens=False
+    )
+    return tokenizer
+
+
+def _chat(folder: Path, make: Callable[[], Any], processor: Any) -> Path:
+    model = loud(make)
+    with torch.no_grad():  # or nearly all that is written are special tokens
+        model.get_output_embeddings().weight[[n for n in range(len(_PIECES)) if n not in ENDS]] = 0
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ENDS, pad_token_id=0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

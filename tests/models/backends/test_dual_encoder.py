@@ -100,10 +100,10 @@ def test_a_picture_is_encoded_once_for_all_texts_and_askers(folders: dict[str, P
     filter_ = of(folders["clip"])
     first = filter_.score(batch, TEXTS)
     assert filter_.score(batch, TEXTS) == first
-    assert filter_.passes == 3
+    assert filter_.encoder_passes == 3
     assert filter_.score(batch, [[], [], []]) == [[], [], []]
     assert filter_.score(pictures(1), [[]]) == [[]]
-    assert filter_.passes == 3  # nothing to read, nothing to see
+    assert filter_.encoder_passes == 3  # nothing to read, nothing to see
 
 
 def test_many_texts_are_read_some_at_a_time(
