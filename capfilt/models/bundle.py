@@ -1,24 +1,30 @@
-"""A bundle in memory and on disk: a model, its vocabulary and its card; see `cards` for the files.
+"""A bundle of BLIP's model (MED): packed, and read again; see `cards` for the files.
 
-Every file is made in memory first, so that the card can name each by its digest.
+One of a joint model holds those of its captioner and its filter.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from capfilt.canonical import canonical_json, digest_of
 from capfilt.errors import CapfiltError
-from capfilt.files import flush_folder, whole_folder
+from capfilt.models.bundle_files import (
+    COPY_AGAIN,
+    BundleOf,
+    PackedOf,
+    check_files,
+    json_bytes,
+    pretty_json,
+    read_tensors,
+    sha256,
+)
 from capfilt.models.cards import (
-    CALIBRATION_FILE,
     CARD_FILE,
-    METRICS_FILE,
     OWN_WEIGHTS_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
@@ -41,7 +47,6 @@ from capfilt.models.checkpoints.names import (
     TEMPERATURE,
     Half,
     Naming,
-    check_fit,
     halves,
     joined,
     names_of,
@@ -59,41 +64,11 @@ if TYPE_CHECKING:
     from capfilt.settings import Model
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A bundle in memory."""
-
-    path: Path
-    card: Card
-    model: MED
-    vocabulary: Vocabulary
-    calibration: dict[str, Any] | None = None
-    """What calibration.json holds; None for a filter that nobody calibrated."""
+Bundle: TypeAlias = BundleOf[MED, Vocabulary]
+"""A bundle of BLIP's model."""
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A bundle that is not written yet: its card needs the weights, its calibration needs the card."""
-
-    bundle: Bundle
-    files: dict[str, bytes]
-    """Every file that the card names."""
-
-    def write(
-        self, calibration: dict[str, Any] | None = None, metrics: list[dict[str, Any]] | None = None
-    ) -> None:
-        """Write the bundle, all or nothing, with a filter's calibration and the training's rows."""
-        files = {**self.files, CARD_FILE: _json(self.bundle.card.model_dump(mode="json"))}
-        if calibration is not None:
-            files[CALIBRATION_FILE] = _json(calibration)
-        if metrics is not None:
-            files[METRICS_FILE] = _json(metrics)
-        with whole_folder(self.bundle.path) as folder:
-            for name, data in files.items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(data)
-            for part in folder.glob("*/"):
-                flush_folder(part)
+Packed: TypeAlias = PackedOf[MED, Vocabulary]
 
 
 def pack(
@@ -140,14 +115,14 @@ def pack(
         card, files = pack_half(kind, card)
         return Packed(Bundle(path, card, model, vocabulary), files)
     files = _training_files(weights)
-    named = {name: _sha256(data) for name, data in files.items()}
+    named = {name: sha256(data) for name, data in files.items()}
     digests = dict(named)
     for half in halves(kind, model.objectives):
         served = objectives_of(half, model.objectives)
         part, own = pack_half(half, card.model_copy(update={"kind": half, "objectives": served}))
-        own[CARD_FILE] = _json(part.model_dump(mode="json"))
+        own[CARD_FILE] = json_bytes(part.model_dump(mode="json"))
         digests[half] = part.weights
-        named[f"{half}/{CARD_FILE}"] = _sha256(own[CARD_FILE])
+        named[f"{half}/{CARD_FILE}"] = sha256(own[CARD_FILE])
         files |= {f"{half}/{name}": data for name, data in own.items()}
     card = card.model_copy(update={"weights": digest_of(digests), "files": named})
     return Packed(Bundle(path, card, model, vocabulary), files)
@@ -172,10 +147,10 @@ class _Halves:
             files |= _training_files(self.weights)
         if is_transformers(card):
             dtype = str(self.weights["text.words.weight"].dtype).removeprefix("torch.")
-            files[CONFIG_FILE] = _pretty(blip_config(card.med, self.vocabulary, half, dtype))
-            files[PREPROCESSOR_FILE] = _pretty(preprocessor_config(card.med.images))
-        named = {name: _sha256(data) for name, data in sorted(files.items())}
-        card = card.model_copy(update={"weights": _sha256(weights), "files": named})
+            files[CONFIG_FILE] = pretty_json(blip_config(card.med, self.vocabulary, half, dtype))
+            files[PREPROCESSOR_FILE] = pretty_json(preprocessor_config(card.med.images))
+        named = {name: sha256(data) for name, data in sorted(files.items())}
+        card = card.model_copy(update={"weights": sha256(weights), "files": named})
         return card, {_weights_file(card): weights, **files}
 
 
@@ -213,19 +188,6 @@ def _image_encoder_digest(weights: Mapping[str, Tensor], settings: Model) -> str
     return digest.hexdigest()
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _json(value: Any) -> bytes:
-    return (canonical_json(value) + "\n").encode("utf-8")
-
-
-def _pretty(value: Any) -> bytes:
-    """Return JSON as transformers lays it out."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode("utf-8")
-
-
 def load_bundle(path: Path, *, needs: Objective | None = None) -> Bundle:
     """Read a bundle; one without the objective that is needed of it is refused.
 
@@ -252,17 +214,17 @@ def _read_joint(
     path: Path, card: Card, expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], Vocabulary]:
     """Read both halves of a joint model, which must agree on what they share, and its temperature."""
-    _check_files(path, card.files)
+    check_files(path, card.files)
     parts, vocabularies = {}, {}
     for half in halves(card.kind, card.objectives):
         part = read_card(path / half)
         shared = ("model", "vocabulary", "vocabulary_digest", "first_id")
         if part.kind != half or any(getattr(part, name) != getattr(card, name) for name in shared):
-            raise CapfiltError(f"{path / half} is no half of {path}: their cards differ", fix=_WHOLE)
+            raise CapfiltError(f"{path / half} is no half of {path}: their cards differ", fix=COPY_AGAIN)
         parts[half], vocabularies[half] = _read_half(half, path / half, part, expected)
     weights = joined(parts, str(path))
     if TEMPERATURE in expected:
-        weights |= _read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
+        weights |= read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
     return weights, vocabularies.popitem()[1]
 
 
@@ -273,48 +235,18 @@ def _read_half(
 
     `expected` are the weights of the model, of which it has a half, without their values.
     """
-    _check_files(path, {_weights_file(card): card.weights, **card.files})
+    check_files(path, {_weights_file(card): card.weights, **card.files})
     vocabulary = load_vocabulary(path, entries=card.vocabulary, dec=card.first_id)
     if vocabulary.digest != card.vocabulary_digest:
-        raise CapfiltError(f"{path}: its vocabulary is not the one that {CARD_FILE} describes", fix=_WHOLE)
+        raise CapfiltError(
+            f"{path}: its vocabulary is not the one that {CARD_FILE} describes", fix=COPY_AGAIN
+        )
     naming, names = _naming(half, card.med), names_of(half, expected, card.objectives)
-    theirs = _read_tensors(path / _weights_file(card), naming.write({name: expected[name] for name in names}))
+    theirs = read_tensors(path / _weights_file(card), naming.write({name: expected[name] for name in names}))
     weights = naming.read(theirs, names)
     if TEMPERATURE in expected and half == "filter":
-        weights |= _read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
+        weights |= read_tensors(path / TRAINING_FILE, {TEMPERATURE: expected[TEMPERATURE]})
     return weights, vocabulary
-
-
-_WHOLE = "copy the bundle again, whole; a bundle is never changed in place"
-
-
-def _check_files(path: Path, digests: Mapping[str, str]) -> None:
-    """Refuse a bundle one of whose files is not the one that its card describes."""
-    for name, digest in digests.items():
-        try:
-            with (path / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CapfiltError(
-                f"{path / name} cannot be read: {error.strerror}", fix="copy the bundle again, whole"
-            ) from error
-        if found != digest:
-            raise CapfiltError(
-                f"{path / name} is not the file that {CARD_FILE} describes: its digest differs", fix=_WHOLE
-            )
-
-
-def _read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a file of tensors; it must have the expected ones, by name and shape, and no others."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CapfiltError(f"{file} cannot be read: {error}", fix="copy the bundle again, whole") from error
-    check_fit(expected, tensors, str(file), "give a bundle as capfilt wrote it")
-    return tensors
 
 
 def empty(settings: Model, size: int, objectives: Iterable[Objective]) -> MED:

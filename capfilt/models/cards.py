@@ -109,9 +109,9 @@ class Card(Settings):
     """What the model was trained for, which says which parts it has."""
     weights: str
     """sha256 of the file of weights; of a joint model, the digest of its parts' digests."""
-    files: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*/)*[\w-][\w.-]*$")], str] = Field(
-        default_factory=dict
-    )
+    files: dict[
+        Annotated[str, Field(pattern=r"^((captioner|filter|qformer_tokenizer)/)?\w[\w.-]*$")], str
+    ] = Field(default_factory=dict)
     """sha256 of the other files that its numbers, or a training that starts from it, depend on."""
     model: Structure
     """How it is built."""
@@ -159,6 +159,11 @@ class Card(Settings):
         if not isinstance(self.model, Foreign):
             raise self._is_another("a model that other software runs")
         return self.model
+
+    @property
+    def is_qformer(self) -> bool:
+        """Whether it is a model with a Q-Former."""
+        return isinstance(self.model, Blip2)
 
     @property
     def family(self) -> str:

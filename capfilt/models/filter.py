@@ -60,6 +60,16 @@ class MedFilter:
         return self._card.med.images
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+    @property
+    def encoder_passes(self) -> int:
+        """Pictures that its image encoder encoded so far."""
+        return self.model.image.passes
+
+    @property
     def has_itc(self) -> bool:
         """Whether it gives a cosine."""
         return "itc" in self.model.objectives

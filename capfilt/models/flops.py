@@ -127,7 +127,7 @@ class CountedText:
         flops = memory_cost(self._card, made.images, absorbed=made.absorbed) if made else 0
         alone = next((one for one in passes if not one.images and not one.writes), None)
         if alone:  # where texts have features for ITC their pictures have too, once
-            flops += alone.rows * 2 * image_encoder_cost(self._card.med).width * self._card.model.embed
+            flops += alone.rows * 2 * image_encoder_cost(self._card.med).width * self._card.med.embed
         return flops + sum(text_cost(self._card, one) for one in passes)
 
     def _begins(self, _layer: nn.Module, given: tuple[Any, ...]) -> None:

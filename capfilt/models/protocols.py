@@ -7,14 +7,15 @@ is decoded once for all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from capfilt.data.images import to_square
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
@@ -62,6 +63,12 @@ class ImageBatch:
         return self._states[encoder]
 
 
+def seen_as(models: Iterable[Captioner | Filter | None]) -> set[Images]:
+    """Return how models see a picture that take it as a square; others prepare it themselves."""
+    found = (getattr(model, "images", None) for model in models)
+    return {images for images in found if images is not None}
+
+
 class Captioner(Protocol):
     """Writes captions."""
 
@@ -90,4 +97,50 @@ class Filter(Protocol):
 
     def score(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> list[list[Scores]]:
         """Return the scores of each picture's texts, in their order; a picture may have none."""
+        ...
+
+
+@runtime_checkable
+class PairFilter(Filter, Protocol):
+    """A filter with ITC, ITM or both whose parts can be asked one by one, as an evaluation does."""
+
+    @property
+    def images(self) -> Images:
+        """How it sees a picture."""
+        ...
+
+    @property
+    def has_itc(self) -> bool:
+        """Whether it gives a cosine."""
+        ...
+
+    @property
+    def has_itm(self) -> bool:
+        """Whether it gives a probability of a match."""
+        ...
+
+    @property
+    def encoder_passes(self) -> int:
+        """Pictures that its image encoder encoded so far."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def image_states(self, batch: ImageBatch) -> Tensor:
+        """Return a batch's image states, (pictures, states, width)."""
+        ...
+
+    def itm_logits(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Return (pictures, most texts of a picture, 2) logits in fp32, column 1 for a match."""
+        ...
+
+    def image_features(self, batch: ImageBatch) -> Tensor:
+        """Return ITC features of pictures, (pictures, embed) or (pictures, queries, embed), unit length."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return ITC features of texts, (texts, embed), unit length."""
         ...

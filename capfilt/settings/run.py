@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from capfilt.layers import Settings
-from capfilt.settings.models import Model
+from capfilt.records import SCORES
+from capfilt.settings.models import Model, Trainable
 from capfilt.settings.training import Clean, Phase, Stream, Training
 from capfilt.settings.use import Decoding, Matching
 
@@ -59,11 +61,17 @@ class Judge(Settings):
     """Least ITM: a probability, auto:precision=P or auto:recall=R."""
     itc: str | None = None
     """Least ITC: a cosine, auto:precision=P or auto:recall=R."""
+    vqa: str | None = None
+    """Least probability of yes to a question about the caption, auto:precision=P or auto:recall=R."""
+    also: tuple[str, ...] = ()
+    """Thresholds of further filters that scored the run, e.g. FILTER:itc=0.25, with FILTER the first digits
+    of its digest or its name in the run's models/; all must hold."""
     fraction: float | None = Field(None, gt=0, le=1)
     """Keep this share of all captions, the best by `by`."""
-    by: Literal["itc", "itm"] | None = None
-    """Score that `fraction`, `per_image` and `rescue` rank by; when not given, ITC where the only threshold
-    is one of ITC, else ITM."""
+    by: str | None = None
+    """Score that `fraction`, `per_image` and `rescue` rank by: itm, FILTER:itc, or a weighted sum such as
+    0.7*itm + 0.3*FILTER:itc. When not given, that of the only threshold, else the filter's ITM, VQA or ITC.
+    By ITC, which knows no point where a match begins, they need no threshold."""
     per_image: int | None = Field(None, ge=1)
     """Keep at most this many captions an image."""
     rescue: bool = False
@@ -74,7 +82,25 @@ class Judge(Settings):
     @property
     def is_given(self) -> bool:
         """Whether any rule was chosen."""
-        return any((self.itm, self.itc, self.fraction, self.per_image, self.rescue))
+        thresholds = (*(getattr(self, name) for name in SCORES), self.also)
+        return any((*thresholds, self.fraction, self.per_image, self.rescue))
+
+    @field_validator("by")
+    @classmethod
+    def _names_scores(cls, by: str | None) -> str | None:
+        """Refuse a word that is no score before a run of hours; which filters there are is known later."""
+        for term in by.split("+") if by is not None else ():
+            if (score := re.split("[*:]", term)[-1].strip()) not in SCORES:
+                raise ValueError(f"{score!r} is none of the scores, which are {', '.join(SCORES)}")
+        return by
+
+    @field_validator("also")
+    @classmethod
+    def _names_filters(cls, also: tuple[str, ...]) -> tuple[str, ...]:
+        for one in also:
+            if re.fullmatch(rf"[^:=]+:({'|'.join(SCORES)})=.+", one) is None:
+                raise ValueError(f"{one!r} is not of the form FILTER:{'|'.join(SCORES)}=THRESHOLD")
+        return also
 
 
 class Export(Settings):
@@ -134,7 +160,7 @@ class Bootstrap(Settings):
     bundles: Bundles = Bundles()
     pretrain_on: Literal["clean", "clean+web"] = "clean"
     """Pairs of the joint pre-training."""
-    model: Model = Model()
+    model: Trainable = Model()
     pretrain: Training | None = None
     """Joint pre-training (ITC, ITM, LM) of one model that captioner and filter start from."""
     captioner_training: Training = Training(phases=(Phase(lm=1.0),))

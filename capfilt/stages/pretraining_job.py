@@ -15,10 +15,10 @@ from capfilt.data.stream import Stream
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_temporaries
 from capfilt.records import Refusal
+from capfilt.stages.families import Beginning, Begun, begin, find_beginning
 from capfilt.stages.trained import (
     Recipe,
     Trained,
-    fresh_parts,
     objectives_in,
     same_training,
     write_trained,
@@ -31,11 +31,8 @@ if TYPE_CHECKING:
 
     from capfilt import settings
     from capfilt.data.stream import Pool
-    from capfilt.models.bundle import Bundle
-    from capfilt.models.initial import Start
-    from capfilt.models.med import MED
-    from capfilt.models.vocabulary import Vocabulary
-    from capfilt.settings import Bundles, Clean, Input, Model, Training
+    from capfilt.models.cards import Kind
+    from capfilt.settings import Blip2, Bundles, Clean, Input, Model, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
     from capfilt.training.parallel import World
@@ -53,7 +50,7 @@ class PretrainingJob:
     """Bundle to write."""
     checkpoint: Path
     """Where a training in progress is kept."""
-    model: Model
+    model: Model | Blip2
     training: Training
     pools: tuple[Pool, ...]
     """Where the pairs come from."""
@@ -70,6 +67,8 @@ class PretrainingJob:
     seed: int
     precision: str
     threads: int
+    kind: Kind = "joint"
+    """captioner for the second stage of a Q-Former."""
     setting: str = "pretrain"
     """Name of the setting that holds its phases, for advice."""
     processes: int = 1
@@ -106,11 +105,11 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
         world.wait()
         if there is not None:
             return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
-        trainer, batches, fresh = _trainer(job, material, device, tell, world)
+        trainer, batches, begun = _trainer(job, material, device, tell, world)
         trainer.run()
         weights = ""
         if world.leads:
-            weights = write_trained(job.out, trainer, _recipe(material, fresh), lambda _: None)
+            weights = write_trained(job.out, trainer, _recipe(material, begun), lambda _: None)
             remove_temporaries(job.checkpoint)
             job.checkpoint.unlink(missing_ok=True)
         world.wait()
@@ -119,7 +118,7 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
             weights=weights,
             steps=sum(map(trainer.steps_of, job.training.phases)),
             is_new=True,
-            fresh=fresh,
+            fresh=begun.fresh,
             met=_of_all(batches.refused, world, device),
         )
 
@@ -137,10 +136,7 @@ def _of_all(counts: Counter[str], world: World, device: str) -> dict[str, int]:
 class _Material:
     """What a pre-training works on."""
 
-    init: Bundle | None
-    start: Start | None
-    settings: Model
-    """How the model is built."""
+    beginning: Beginning
     stream: Stream
     facts: dict[str, Any]
     """Everything that the trained weights depend on."""
@@ -148,15 +144,10 @@ class _Material:
 
 def _read(job: PretrainingJob, device: str) -> _Material:
     """Read what the model starts from, and survey the pairs."""
-    from capfilt.models.bundle import load_bundle
-    from capfilt.models.cards import identity
     from capfilt.models.devices import autocast_type
-    from capfilt.models.initial import find_start, settle
 
     _check_shares(job)
-    init = load_bundle(job.init) if job.init is not None else None
-    start = find_start(job.bundles, job.model) if init is None else None
-    model = init.card.med if init is not None else settle(start, job.model)
+    beginning = find_beginning(job.kind, job.init, job.bundles, job.model)
     stream = Stream(job.pools, job.stream, job.seed, job.clean, job.clean_pools)
     survey = stream.survey()
     if survey.pairs < 2:
@@ -168,23 +159,22 @@ def _read(job: PretrainingJob, device: str) -> _Material:
             "stream.web=1)",
         )
     facts = {
-        "kind": "joint",
-        "model": model.model_dump(mode="json"),
+        "kind": job.kind,
+        "model": beginning.settings.model_dump(mode="json"),
         "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
         "augment": job.training.augment.model_dump(mode="json"),
         "stream": job.stream.model_dump(mode="json"),
         "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
         "data": digest_of([pool.facts for pool in job.pools]),
         "input": job.input.model_dump(mode="json"),
-        "init": identity(init.card) if init is not None else None,
-        "start": start.facts() if start is not None else None,
+        **beginning.facts(),
         "seed": job.seed,
         "device": device.partition(":")[0],
         "precision": "bf16" if autocast_type(job.precision, device) is not None else "fp32",
         "threads": job.threads,
         "processes": job.processes,
     }
-    return _Material(init, start, model, stream, facts)
+    return _Material(beginning, stream, facts)
 
 
 def _check_shares(job: PretrainingJob) -> None:
@@ -202,30 +192,30 @@ def _check_shares(job: PretrainingJob) -> None:
 
 def _trainer(
     job: PretrainingJob, material: _Material, device: str, tell: Tell, world: World
-) -> tuple[Trainer, StreamBatches, tuple[str, ...]]:
-    """Build the model and what trains it; returns the batches, too, and the parts that its start lacks."""
+) -> tuple[Trainer, StreamBatches, Begun]:
+    """Build the model and what trains it."""
     import torch
 
     from capfilt.models.devices import autocast_type
     from capfilt.training.loop import Trainer
     from capfilt.training.streamed import HeldOutPairs, Reader, StreamBatches
 
-    model, vocabulary, fresh = _model(job, material)
-    model.to(device)
-    on = torch.device(device)
-    settings = material.settings
-    plain = Reader(vocabulary, settings.images, settings.text.max_tokens, on, job.input)
-    varied = Reader(
-        vocabulary, settings.images, settings.text.max_tokens, on, job.input, job.training.augment
-    )
+    texts = islice(material.stream.texts(), VOCABULARY_TEXTS)
+    torch.manual_seed(job.seed)
+    begun = begin(material.beginning, texts, objectives_in(job.training))
+    begun.model.to(device)
+    images, on = material.beginning.settings.images, torch.device(device)
+    plain = Reader(begun.vocabulary, images, begun.max_tokens, on, job.input)
+    varied = replace(plain, augment=job.training.augment)
     batches = StreamBatches(material.stream, varied, world=world, threads=job.decoders)
     trainer = Trainer(
-        model=model,
-        vocabulary=vocabulary,
+        model=begun.model,
+        vocabulary=begun.vocabulary,
+        objective=begun.objective,
         training=job.training,
         train=batches,
         held_out=HeldOutPairs(material.stream, plain),
-        name="joint",
+        name=job.kind,
         seed=job.seed,
         autocast=autocast_type(job.precision, device),
         checkpoint=job.checkpoint,
@@ -235,55 +225,31 @@ def _trainer(
         setting=job.setting,
         world=world,
         keep_at=job.snapshots,
-        keep=_keeper(job, material, fresh),
+        keep=_keeper(job, material, begun),
     )
-    return trainer, batches, fresh
+    return trainer, batches, begun
 
 
-def _model(job: PretrainingJob, material: _Material) -> tuple[MED, Vocabulary, tuple[str, ...]]:
-    """Build the model: from another one's weights, from a ViT's and a BERT's, or from scratch."""
-    import torch
-
-    from capfilt.models.initial import load_start, start_vocabulary
-    from capfilt.models.med import MED, adopt
-    from capfilt.models.vocabulary import train_vocabulary
-
-    objectives = objectives_in(job.training)
-    vocabulary = material.init.vocabulary if material.init is not None else start_vocabulary(material.start)
-    if vocabulary is None:
-        texts = islice(material.stream.texts(), VOCABULARY_TEXTS)
-        vocabulary = train_vocabulary(texts, material.settings.text.vocabulary)
-    torch.manual_seed(job.seed)
-    model = MED(material.settings, len(vocabulary), objectives)
-    if material.init is not None:
-        lacking, _ = adopt(model, material.init.model.state_dict())
-        return model, vocabulary, fresh_parts(lacking, material.init, model.state_dict())
-    if material.start is not None:
-        load_start(material.start, model, material.settings)
-    return model, vocabulary, ()
-
-
-def _recipe(material: _Material, fresh: tuple[str, ...]) -> Recipe:
+def _recipe(material: _Material, begun: Begun) -> Recipe:
     survey = material.stream.survey()
     return Recipe(
-        kind="joint",
-        model=material.settings,
+        kind=material.beginning.kind,
+        model=material.beginning.settings,
         facts=material.facts,
         data=material.facts["data"],
         pairs=survey.pairs,
         held_out=len(survey.held_out),
-        init=material.init,
-        fresh=fresh,
+        init=material.beginning.init,
+        fresh=begun.fresh,
+        reader=begun.reader,
     )
 
 
-def _keeper(
-    job: PretrainingJob, material: _Material, fresh: tuple[str, ...]
-) -> Callable[[Trainer, int], None]:
+def _keeper(job: PretrainingJob, material: _Material, begun: Begun) -> Callable[[Trainer, int], None]:
     """Return what writes a model on its way as a bundle of its own."""
 
     def keep(trainer: Trainer, step: int) -> None:
-        recipe = replace(_recipe(material, fresh), facts={**material.facts, "stopped_at": step})
+        recipe = replace(_recipe(material, begun), facts={**material.facts, "stopped_at": step})
         write_trained(snapshot(job.out, step), trainer, recipe, lambda _: None)
 
     return keep

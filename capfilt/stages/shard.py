@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from capfilt.data.ahead import in_order
 from capfilt.data.images import RefusedImage, decode, to_square
 from capfilt.data.sources import read_shard
-from capfilt.errors import CapfiltError
 from capfilt.provenance.commit import commit_shard
 from capfilt.provenance.rundir import RunDir
 from capfilt.records import Caption, Sample, Shard, Source, Status
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from capfilt.models.captioner import MedCaptioner
-    from capfilt.models.filter import MedFilter
+    from capfilt.models.protocols import Captioner, Filter
     from capfilt.settings import Compute, Images, Input, Matching, SettledDecoding
     from capfilt.stages.context import Tell
 
@@ -88,12 +86,13 @@ class _Rows:
 
 def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
     """Do one shard and commit its rows."""
+    from capfilt.models.protocols import seen_as
+
     captioner, filter_ = models_of(job, device)
     rows = _Rows()
     samples_in = images = 0
-    seen_as = {model.images for model in (captioner, filter_) if model is not None}
     decoded = in_order(
-        partial(decode_sample, limits=job.input, seen_as=seen_as),
+        partial(decode_sample, limits=job.input, seen_as=seen_as((captioner, filter_))),
         enumerate(read_shard(job.shard, job.input), start=1),
         threads=job.decoders,
         ahead=2 * job.batch_size,
@@ -123,8 +122,8 @@ def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
 def _do_batch(
     job: ShardJob,
     usable: list[Decoded],
-    captioner: MedCaptioner | None,
-    filter_: MedFilter | None,
+    captioner: Captioner | None,
+    filter_: Filter | None,
     rows: _Rows,
 ) -> None:
     """Recaption and score pictures side by side, and add their rows."""
@@ -146,7 +145,7 @@ def _do_batch(
             rows.scores += score_rows(sample, mine, values, job.round_number, filter_.digest)
 
 
-def models_of(job: ShardJob, device: str) -> tuple[MedCaptioner | None, MedFilter | None]:
+def models_of(job: ShardJob, device: str) -> tuple[Captioner | None, Filter | None]:
     """Return the captioner and the filter that a job asks for, as this worker keeps them."""
     captioner = filter_ = None
     if job.captioner is not None:
@@ -157,33 +156,19 @@ def models_of(job: ShardJob, device: str) -> tuple[MedCaptioner | None, MedFilte
 
 
 @lru_cache(maxsize=1)
-def load_captioner(path: Path, device: str, precision: str, compiled: bool) -> MedCaptioner:
+def load_captioner(path: Path, device: str, precision: str, compiled: bool) -> Captioner:
     """Load a captioner; a worker keeps it from shard to shard."""
-    import torch
+    from capfilt.models.loading import captioner_of
 
-    from capfilt.models.bundle import load_bundle
-    from capfilt.models.captioner import MedCaptioner
-
-    bundle = load_bundle(path, needs="lm")
-    return MedCaptioner(bundle, torch.device(device), precision, compiled=compiled)
+    return captioner_of(path, device, precision, compiled=compiled)
 
 
 @lru_cache(maxsize=1)
-def load_filter(path: Path, device: str, precision: str, matching: Matching, compiled: bool) -> MedFilter:
+def load_filter(path: Path, device: str, precision: str, matching: Matching, compiled: bool) -> Filter:
     """Load a filter; a worker keeps it from shard to shard."""
-    import torch
+    from capfilt.models.loading import filter_of
 
-    from capfilt.models.bundle import load_bundle
-    from capfilt.models.filter import MedFilter
-
-    bundle = load_bundle(path)
-    if not {"itc", "itm"} & set(bundle.card.objectives):
-        raise CapfiltError(
-            f"{path} cannot score pairs: it is a {bundle.card.kind} trained for "
-            f"{', '.join(bundle.card.objectives)}",
-            fix="give a bundle trained for itc or itm; `capfilt train filter CLEAN --out BUNDLE` makes one",
-        )
-    return MedFilter(bundle, torch.device(device), precision, matching, compiled=compiled)
+    return filter_of(path, device, precision, matching, compiled=compiled)
 
 
 def decoders(compute: Compute, devices: Sequence[str]) -> int:

@@ -13,13 +13,13 @@ from capfilt.canonical import canonical_json, digest_of
 from capfilt.data.clean import CleanSet, read_clean, split
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_temporaries, write_whole
-from capfilt.layers import changed
-from capfilt.models.cards import CALIBRATION_FILE, CARD_FILE, Kind, identity, read_calibration, read_card
+from capfilt.models.cards import CALIBRATION_FILE, CARD_FILE, Kind, read_calibration, read_card
+from capfilt.settings import Model
 from capfilt.stages.calibrate import calibrate
+from capfilt.stages.families import Beginning, Begun, begin, find_beginning
 from capfilt.stages.trained import (
     Recipe,
     Trained,
-    fresh_parts,
     objectives_in,
     same_training,
     write_trained,
@@ -28,10 +28,9 @@ from capfilt.stages.trained import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from capfilt.models.bundle import Bundle
-    from capfilt.models.initial import Start
+    from capfilt.models.bundle_files import BundleOf
     from capfilt.records import Shard
-    from capfilt.settings import Augment, Bundles, Clean, Input, Model, Training
+    from capfilt.settings import Augment, Blip2, Bundles, Clean, Input, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
 
@@ -46,7 +45,7 @@ class TrainingJob:
     """Bundle to write."""
     checkpoint: Path
     """Where a training in progress is kept."""
-    model: Model
+    model: Model | Blip2
     training: Training
     clean_shards: tuple[Shard, ...]
     web_shards: tuple[Shard, ...]
@@ -84,17 +83,18 @@ def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
     if there is not None:
         _calibrate_again(job, material, device)
         return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
-    trainer, fresh = _trainer(job, material, device, tell)
+    trainer, begun = _trainer(job, material, device, tell)
     trainer.run()
     recipe = Recipe(
         kind=job.kind,
-        model=material.settings,
+        model=material.beginning.settings,
         facts=material.facts,
         data=material.facts["data"],
         pairs=len(material.train),
         held_out=len(material.held_out),
-        init=material.init,
-        fresh=fresh,
+        init=material.beginning.init,
+        fresh=begun.fresh,
+        reader=begun.reader,
     )
     weights = write_trained(
         job.out, trainer, recipe, lambda bundle: _calibrate(job, material, bundle, device)
@@ -102,7 +102,7 @@ def train_model(job: TrainingJob, device: str, tell: Tell) -> Trained:
     remove_temporaries(job.checkpoint)
     job.checkpoint.unlink(missing_ok=True)
     steps = sum(map(trainer.steps_of, job.training.phases))
-    return replace(result, weights=weights, steps=steps, is_new=True, fresh=fresh)
+    return replace(result, weights=weights, steps=steps, is_new=True, fresh=begun.fresh)
 
 
 def are_trained(jobs: tuple[TrainingJob, TrainingJob], device: str, _tell: Tell) -> bool:
@@ -117,7 +117,7 @@ def are_trained(jobs: tuple[TrainingJob, TrainingJob], device: str, _tell: Tell)
     begun = digest_of(_read(first, device).facts)
     # What it was begun from has the structure of a model from scratch.
     material = _read(replace(then, init=None), device, begins=False)
-    own = digest_of({**material.facts, "init": recorded.get("init")})
+    own = digest_of({**material.facts, **material.beginning.facts(begun_from=recorded.get("init"))})
     if (recorded.get("init_training"), recorded.get("fingerprint")) != (begun, own):
         return False
     _calibrate_again(then, material, device)
@@ -128,11 +128,7 @@ def are_trained(jobs: tuple[TrainingJob, TrainingJob], device: str, _tell: Tell)
 class _Material:
     """What a training works on."""
 
-    init: Bundle | None
-    start: Start | None
-    """Weights that parts of a model from scratch start from."""
-    settings: Model
-    """How the model is built: as the one it starts from, where there is one."""
+    beginning: Beginning
     pairs: CleanSet
     train: list[int]
     held_out: list[int]
@@ -142,17 +138,12 @@ class _Material:
 
 def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
     """Read the model to start from and the pairs, and split them."""
-    from capfilt.models.bundle import load_bundle
     from capfilt.models.devices import autocast_type
-    from capfilt.models.initial import find_start, settle
 
-    init = load_bundle(job.init) if job.init is not None else None
-    start = find_start(job.start, job.model) if init is None and job.start is not None else None
-    settings = init.card.med if init is not None else settle(start, job.model)
-    # Which model it is built like says nothing of what is trained of it.
-    settings = changed(settings, {"shared_vision": job.model.shared_vision})
+    beginning = find_beginning(job.kind, job.init, job.start, job.model)
+    settings = beginning.settings
     if begins:
-        check_shared_vision(job.model, job.kind, starts_from_a_model=init is not None)
+        check_shared_vision(job.model, job.kind, starts_from_a_model=job.init is not None)
     shards = (*job.clean_shards, *job.web_shards)
     pairs = read_clean(shards, job.input, settings.images, cache_mb=job.clean.cache_mb)
     clean_paths = {shard.path for shard in job.clean_shards}
@@ -166,19 +157,18 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
         "augment": job.training.augment.model_dump(mode="json"),
         "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
         "data": pairs.digest,
-        "init": identity(init.card) if init is not None else None,
-        "start": start.facts() if start is not None else None,
+        **beginning.facts(),
         "seed": job.seed,
         "device": device.partition(":")[0],
         "precision": "bf16" if autocast_type(job.precision, device) is not None else "fp32",
         "threads": job.threads,
     }
-    return _Material(init, start, settings, pairs, train, held_out, facts)
+    return _Material(beginning, pairs, train, held_out, facts)
 
 
-def check_shared_vision(model: Model, kind: Kind, *, starts_from_a_model: bool) -> None:
+def check_shared_vision(model: Model | Blip2, kind: Kind, *, starts_from_a_model: bool) -> None:
     """Refuse to share an image encoder that nobody has trained."""
-    if model.shared_vision and kind != "joint" and not starts_from_a_model:
+    if isinstance(model, Model) and model.shared_vision and kind != "joint" and not starts_from_a_model:
         raise CapfiltError(
             "model.shared_vision keeps the image encoder of the model that captioner and filter start from, "
             "and they start from none",
@@ -186,52 +176,34 @@ def check_shared_vision(model: Model, kind: Kind, *, starts_from_a_model: bool) 
         )
 
 
-def _trainer(
-    job: TrainingJob, material: _Material, device: str, tell: Tell
-) -> tuple[Trainer, tuple[str, ...]]:
-    """Build the model, from scratch or from another one's weights, and what trains it.
-
-    Returns the names of the parts, too, that the model it starts from lacks.
-    """
+def _trainer(job: TrainingJob, material: _Material, device: str, tell: Tell) -> tuple[Trainer, Begun]:
+    """Build the model, from scratch or from another one's weights, and what trains it."""
     import torch
 
     from capfilt.models.devices import autocast_type
-    from capfilt.models.initial import load_start, start_vocabulary
-    from capfilt.models.med import MED, adopt
-    from capfilt.models.vocabulary import train_vocabulary
     from capfilt.training.batches import PairBatches
     from capfilt.training.loop import Trainer
 
-    settings, pairs = material.settings, material.pairs
+    settings, pairs = material.beginning.settings, material.pairs
     torch.manual_seed(job.seed)
-    if material.init is not None:
-        vocabulary = material.init.vocabulary
-    else:
-        words = start_vocabulary(material.start)
-        vocabulary = words or train_vocabulary((p.text for p in pairs.pairs), settings.text.vocabulary)
-    model = MED(settings, len(vocabulary), objectives_in(job.training))
-    fresh: tuple[str, ...] = ()
-    if material.init is not None:
-        lacking, _ = adopt(model, material.init.model.state_dict())
-        fresh = fresh_parts(lacking, material.init, model.state_dict())
-    elif material.start is not None:
-        load_start(material.start, model, settings)
-    model.to(device)
+    begun = begin(material.beginning, (p.text for p in pairs.pairs), objectives_in(job.training))
+    begun.model.to(device)
 
     def batches(indices: list[int], augment: Augment | None = None) -> PairBatches:
         return PairBatches(
             pairs,
             indices,
-            vocabulary=vocabulary,
+            vocabulary=begun.vocabulary,
             images=settings.images,
-            max_tokens=settings.text.max_tokens,
+            max_tokens=begun.max_tokens,
             device=torch.device(device),
             augment=augment,
         )
 
     trainer = Trainer(
-        model=model,
-        vocabulary=vocabulary,
+        model=begun.model,
+        vocabulary=begun.vocabulary,
+        objective=begun.objective,
         training=job.training,
         train=batches(material.train, job.training.augment),
         held_out=batches(material.held_out),
@@ -242,9 +214,9 @@ def _trainer(
         fingerprint=digest_of(material.facts),
         progress=lambda steps, total, _: tell(steps, total),
         say=lambda words: tell(0, 0, words),
-        keeps_image_encoder=settings.shared_vision and job.kind != "joint",
+        keeps_image_encoder=getattr(settings, "shared_vision", False) and job.kind != "joint",
     )
-    return trainer, fresh
+    return trainer, begun
 
 
 def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:
@@ -259,7 +231,9 @@ def _check_enough(pairs: CleanSet, clean_count: int, job: TrainingJob) -> None:
     )
 
 
-def _calibrate(job: TrainingJob, material: _Material, bundle: Bundle, device: str) -> dict[str, Any] | None:
+def _calibrate(
+    job: TrainingJob, material: _Material, bundle: BundleOf[Any, Any], device: str
+) -> dict[str, Any] | None:
     """Return a filter's calibration; what is no filter has none."""
     if job.kind != "filter":
         return None
@@ -270,9 +244,9 @@ def _calibrate(job: TrainingJob, material: _Material, bundle: Bundle, device: st
 
 def _calibrate_again(job: TrainingJob, material: _Material, device: str) -> None:
     """Measure a filter that is there already, if it was measured in another precision."""
-    from capfilt.models.bundle import load_bundle
+    from capfilt.models.loading import open_bundle
 
     if job.kind != "filter" or (read_calibration(job.out) or {}).get("precision") == job.precision:
         return
-    calibration = _calibrate(job, material, load_bundle(job.out), device)
+    calibration = _calibrate(job, material, open_bundle(job.out), device)
     write_whole(job.out / CALIBRATION_FILE, canonical_json(calibration) + "\n")

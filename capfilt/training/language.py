@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from capfilt.draws import uniforms
 from capfilt.models.devices import sent, widened
 from capfilt.models.prompted import Words
-from capfilt.training.objectives import Batch, Losses
+from capfilt.training.objectives import Batch, Losses, Objective
 from capfilt.training.parallel import ALONE, World
 
 if TYPE_CHECKING:
@@ -235,3 +235,7 @@ def _everywhere(ids: Sequence[int], like: Tensor) -> Words:
 
 def _rows(words: Words, some: slice) -> Words:
     return Words(words.ids[some], words.real[some])
+
+
+LANGUAGE = Objective(language_losses, language_targets_in, greedy_ids)
+"""Of stage 2 and InstructBLIP."""

@@ -199,15 +199,16 @@ class Trainer:
             self._momentum.follow(self.model)
         optimizer.zero_grad(set_to_none=True)
         alpha = soft_share(phase, step, self.train.steps_in_epoch(phase.batch_size))
-        of_step: tuple[str | int, ...] = (self.seed, self.name, self._phase, step)
-        tokens = None
-        if phase.lm:
-            tokens = self.world.total(self.objective.targets_in(self.model, batch, of_step))
         done: list[Losses] = []
         # The last batch of an epoch may have fewer pairs than a whole batch has parts.
         parts_of_batch = min(phase.accumulate, len(batch.ids))
-        for number in range(parts_of_batch):
-            key = (*of_step, number) if number else of_step
+        of_step: tuple[str | int, ...] = (self.seed, self.name, self._phase, step)
+        keys = [(*of_step, number) if number else of_step for number in range(parts_of_batch)]
+        tokens = None
+        if phase.lm:
+            mine = self.objective.targets_in(self.model, self.vocabulary, batch, keys, self.world)
+            tokens = self.world.total(mine)
+        for number, key in enumerate(keys):
             rank = ("rank", self.world.rank) if self.world.rank else ()
             torch.manual_seed(seed_of("dropout", *key, *rank))
             setting = Setting(

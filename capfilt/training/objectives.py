@@ -147,13 +147,13 @@ class Objective:
 
     losses: Callable[[Any, Any, Any, Phase, Setting], Losses]
     """Given (model, vocabulary, batch, phase, setting)."""
-    targets_in: Callable[[Any, Any, tuple[str | int, ...]], Tensor]
-    """Given (model, batch, key of the step): how many tokens LM has to guess in these rows."""
+    targets_in: Callable[[Any, Any, Any, Sequence[tuple[str | int, ...]], World], Tensor]
+    """Given (model, vocabulary, batch, keys of its parts, world): how many tokens LM has to guess there."""
     greedy_ids: Callable[[Any, Any, Any, int], Tensor]
     """Given (model, vocabulary, batch, tokens): the likeliest captions."""
 
 
-PAIRS = Objective(step_losses, lambda _, batch, __: targets_in(batch), greedy_ids)
+PAIRS = Objective(step_losses, lambda _, __, batch, *___: targets_in(batch), greedy_ids)
 """Of MED and the Q-Former."""
 
 

@@ -175,12 +175,12 @@ def model_of(config: dict[str, Any], preprocessor: dict[str, Any] | None, file: 
             raise CapfiltError(
                 f"{file}: {name} is {part[name]!r}, and BLIP's is {wanted!r}", fix="give a BLIP checkpoint"
             )
-    side = _square(vision["image_size"], file)
+    side = square(vision["image_size"], file)
     try:
         values = {
-            "images": _images(preprocessor, side, file),
+            "images": images_of(preprocessor, side, file),
             "vision": {
-                "patch_px": _square(vision["patch_size"], file),
+                "patch_px": square(vision["patch_size"], file),
                 "width": vision["hidden_size"],
                 "layers": vision["num_hidden_layers"],
                 "heads": vision["num_attention_heads"],
@@ -253,7 +253,7 @@ def _layers(shapes: dict[str, tuple[int, ...]], prefix: str) -> int:
     return len({name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix)})
 
 
-def _images(preprocessor: dict[str, Any] | None, side: int, file: Path) -> dict[str, Any]:
+def images_of(preprocessor: dict[str, Any] | None, side: int, file: Path) -> dict[str, Any]:
     """Return image settings; a square of another side than the encoder's is left to `size_px`."""
     given = preprocessor or {}
     resample = given.get("resample", _BICUBIC)
@@ -270,7 +270,7 @@ def _images(preprocessor: dict[str, Any] | None, side: int, file: Path) -> dict[
     size = given.get("size", side)
     if isinstance(size, dict):
         size = (size.get("height"), size.get("width"))
-    if _square(size, file) != side:
+    if square(size, file) != side:
         raise CapfiltError(
             f"{file.with_name(PREPROCESSOR_FILE)} gives {size} px to an image encoder of {side} px",
             fix="give a checkpoint whose two files agree",
@@ -284,7 +284,8 @@ def _images(preprocessor: dict[str, Any] | None, side: int, file: Path) -> dict[
     }
 
 
-def _square(size: Any, file: Path) -> int:
+def square(size: Any, file: Path) -> int:
+    """Return the side of a size, which must be a square."""
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1 or not all(isinstance(side, int) for side in sides):
         raise CapfiltError(

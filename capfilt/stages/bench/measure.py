@@ -148,7 +148,7 @@ def measure_job(job: BenchJob, device: str, tell: Tell) -> Measured:
 
     work = job.work
     forget_device_peak(device)
-    captioner, filter_ = models_of(work, device)
+    captioner, filter_ = _models(work, device)
     some = min(job.samples, work.batch_size)
     untimed = TimedLoop(work, job.shards, some, captioner, filter_, Stopwatch())
     untimed.run(lambda *_: None)
@@ -185,6 +185,20 @@ def measure_job(job: BenchJob, device: str, tell: Tell) -> Measured:
         comparison=None if reason else compare(work, captioner, filter_, untimed.first, device),
         why_not=reason,
     )
+
+
+def _models(work: ShardJob, device: str) -> tuple[MedCaptioner | None, MedFilter | None]:
+    """Return the models, which must be BLIP's: others have none of the parts that are timed."""
+    from capfilt.models.captioner import MedCaptioner
+    from capfilt.models.filter import MedFilter
+
+    for path in (work.captioner, work.filter):
+        if path is not None:
+            _ = read_card(path).med
+    captioner, filter_ = models_of(work, device)
+    assert captioner is None or isinstance(captioner, MedCaptioner)
+    assert filter_ is None or isinstance(filter_, MedFilter)
+    return captioner, filter_
 
 
 def _check_some(loop: TimedLoop) -> None:

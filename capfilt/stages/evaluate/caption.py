@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from capfilt.models.captioner import MedCaptioner
+    from capfilt.models.protocols import Captioner
     from capfilt.settings import SettledDecoding
     from capfilt.stages.context import Tell
     from capfilt.stages.evaluate.pairs import Pairs
@@ -50,7 +50,7 @@ class _Captions:
 
 def measure_captions(
     pairs: Pairs,
-    captioner: MedCaptioner,
+    captioner: Captioner,
     decoding: SettledDecoding,
     *,
     batch_size: int,

@@ -174,19 +174,25 @@ def _captions(job: EvaluationJob, pairs: Pairs, device: str, tell: Tell) -> Find
 
 
 def _scores(job: EvaluationJob, pairs: Pairs, device: str, tell: Tell) -> Findings:
+    from capfilt.models.protocols import PairFilter
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
 
     model = load_filter(job.model, device, job.precision, job.matching, job.compiled)
+    if not isinstance(model, PairFilter):
+        raise CapfiltError(
+            f"{job.model} has no ITC and no ITM to be looked into",
+            fix="give a filter of BLIP or BLIP-2; a CLIP or SigLIP is measured beside it with --clip",
+        )
     clip = DualEncoder(job.clip, device) if job.clip is not None else None
     shared: dict[str, Any] = {"batch_size": job.batch_size, "seed": job.seed, "clip": clip, "tell": tell}
-    before = model.model.image.passes
+    before = model.encoder_passes
     if isinstance(job.choices, FilterChoices):
         found = measure_filter(pairs, model, job.choices, **shared)
     else:
         choices = job.choices or RetrievalChoices()
         found = measure_retrieval(pairs, model, choices, **shared)
     facts = {
-        "encoder_passes": model.model.image.passes - before,
+        "encoder_passes": model.encoder_passes - before,
         "dual_encoder": clip.facts if clip is not None else None,
     }
     return replace(found, facts={**found.facts, **facts})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from capfilt.models.filter import MedFilter
+    from capfilt.models.protocols import PairFilter
     from capfilt.stages.context import Tell
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
     from capfilt.stages.evaluate.pairs import Pairs
@@ -72,7 +72,7 @@ class _Direction:
 
 def measure_retrieval(
     pairs: Pairs,
-    filter_: MedFilter,
+    filter_: PairFilter,
     choices: RetrievalChoices,
     *,
     batch_size: int,
@@ -106,7 +106,7 @@ def measure_retrieval(
     )
 
 
-def _check_size(pairs: Pairs, filter_: MedFilter) -> None:
+def _check_size(pairs: Pairs, filter_: PairFilter) -> None:
     pictures, texts = pairs.pictures, len(pairs.texts)
     if pictures > MOST_PICTURES or texts > MOST_TEXTS:
         raise CapfiltError(
@@ -299,7 +299,7 @@ def _items(pairs: Pairs, way: int, found: dict[str, Indices]) -> list[dict[str, 
     return rows
 
 
-def _notes(choices: RetrievalChoices, filter_: MedFilter) -> list[str]:
+def _notes(choices: RetrievalChoices, filter_: PairFilter) -> list[str]:
     notes = [
         "Equal pictures are one, and so are texts that differ in nothing but case and white space; all texts "
         "of a picture are right for it, and all pictures of a text.",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from capfilt.models.filter import MedFilter
+    from capfilt.models.protocols import PairFilter
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
     from capfilt.stages.evaluate.pairs import Pairs
 
@@ -79,7 +79,7 @@ class Encoded:
     def __init__(
         self,
         pairs: Pairs,
-        filter_: MedFilter,
+        filter_: PairFilter,
         *,
         batch_size: int,
         clip: DualEncoder | None = None,
@@ -181,7 +181,7 @@ class Encoded:
         import torch
 
         assert self._states is not None
-        kept = self._states[torch.from_numpy(pictures)].to(self._filter.model.device)
+        kept = self._states[torch.from_numpy(pictures)].to(self._filter.device)
         batch = EncodedBatch([], [self._pairs.sha256(int(n)) for n in pictures], kept=kept)
         found: Numbers = self._filter.itm_logits(batch, texts).double().cpu().numpy()
         return found

@@ -1,0 +1,268 @@
+"""What stands frozen around a Q-Former: an image encoder and a language model that others trained.
+
+Finding and loading are apart, as in `initial`: what was found is plain and crosses processes, and has the
+digests that a training is known by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from capfilt.canonical import digest_of
+from capfilt.errors import CapfiltError
+from capfilt.layers import changed
+from capfilt.models.cards import CARD_FILE, identity, read_card
+from capfilt.models.checkpoints.configs import CONFIG_FILE, PREPROCESSOR_FILE, is_blip, read_json
+from capfilt.models.checkpoints.hub import find_checkpoint
+from capfilt.models.checkpoints.names import Naming, few
+from capfilt.models.checkpoints.vit import check_heads, start_image_encoder, timm_weights_of
+from capfilt.models.checkpoints.weight_files import read_folder, read_pth
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from capfilt.models.language_vocabulary import LanguageVocabulary
+    from capfilt.models.prompted import SoftPrompted
+    from capfilt.models.qformer import QFormer
+    from capfilt.settings import Blip2, Bundles
+
+TIMM = "timm"
+"""Stands for the weights that timm itself takes for a ViT's name."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model of others that is taken as it is."""
+
+    path: Path
+    """A folder or a file; absolute."""
+    source: str
+    """As it was given, or the hub id that it stands for."""
+    digest: str
+    """Of all its files that matter."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a Q-Former is put between; None for a part that comes with the model it starts from."""
+
+    vision: Frozen | None
+    language: Frozen | None
+
+    def facts(self) -> dict[str, str]:
+        """Return the digests of all that the parts' weights depend on; equal files have equal facts."""
+        parts = {"vision": self.vision, "language": self.language}
+        return {name: part.digest for name, part in parts.items() if part is not None}
+
+
+def find_parts(bundles: Bundles, model: Blip2, *, with_language: bool) -> Parts | None:
+    """Find what `bundles.vision` and, for a captioner, `bundles.language` name; None where neither does.
+
+    Each is a path or a hub id, which is downloaded unless it is in the cache.
+    """
+    vision = language = None
+    if bundles.vision is not None:
+        is_name = bundles.vision == TIMM
+        vision = _found(timm_weights_of(model.vision.timm) if is_name else bundles.vision)
+    if with_language and bundles.language is not None:
+        language = _found(bundles.language)
+        if not (language.path / CONFIG_FILE).is_file():
+            raise CapfiltError(
+                f"{language.path} is no language model: it has no {CONFIG_FILE}",
+                fix="give bundles.language a folder of transformers, or a hub id such as facebook/opt-125m",
+            )
+    return Parts(vision, language) if vision is not None or language is not None else None
+
+
+def settle_parts(parts: Parts | None, model: Blip2) -> Blip2:
+    """Return how the model is built: image encoder and language model as those that are given."""
+    layers: list[dict[str, Any]] = []
+    if parts is not None and parts.vision is not None:
+        layers.append(_vision_settings(parts.vision.path))
+    settled = changed(model, *layers)
+    if parts is not None and parts.language is not None:
+        config = read_json(parts.language.path / CONFIG_FILE)
+        # Replaced and not merged: what another language model's file says has no place in it.
+        language = settled.language.model_copy(update={"config": config})
+        settled = settled.model_copy(update={"language": language})
+    return settled
+
+
+def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> None:
+    """Give a model its frozen parts; `settings` are what `settle_parts` returns.
+
+    Raises CapfiltError for files that changed since they were found, and for weights that do not fit.
+    """
+    from capfilt.models.prompted import SoftPrompted
+
+    for part in (parts.vision, parts.language):
+        if part is not None and _digest(part.path) != part.digest:
+            raise CapfiltError(
+                f"{part.path} changed while it was read",
+                fix="give the same command again, with files that stay",
+            )
+    if parts.vision is not None:
+        _load_vision(parts.vision, model, settings)
+    if parts.language is not None and isinstance(model, SoftPrompted):
+        _load_language(parts.language, model)
+
+
+def part_vocabulary(parts: Parts | None, settings: Blip2) -> LanguageVocabulary:
+    """Return the tokenizer of the language model that is given; CapfiltError where none is."""
+    from capfilt.models.language_vocabulary import load_language_vocabulary
+
+    if parts is None or parts.language is None:
+        raise CapfiltError(
+            "a captioner with a Q-Former writes with a language model, and none is given",
+            fix="name one, e.g. --set bundles.language=facebook/opt-125m, or a folder of transformers",
+        )
+    return load_language_vocabulary(parts.language.path, settings.language)
+
+
+def _found(source: str) -> Frozen:
+    found = find_checkpoint(source, may_lack_owner=True)
+    path = found.path.absolute()
+    return Frozen(path, found.source, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a model's files: of a bundle what its card says, else of their bytes."""
+    if (path / CARD_FILE).exists():
+        return identity(read_card(path))
+    if path.is_file():
+        return _sha256(path)
+    files = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
+    return digest_of({file.name: _sha256(file) for file in files})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _vision_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that an image encoder says of itself; none for bare weights of timm."""
+    if (path / CARD_FILE).exists():
+        model = read_card(path).model
+        if not hasattr(model, "vision"):
+            raise _no_vision(path)
+        settings = model.model_dump(mode="json", include={"images", "vision"})
+        return {**settings, "vision_config": getattr(model, "vision_config", {})}
+    if not (path / CONFIG_FILE).is_file() or _is_timm(path):
+        return {}
+    config = read_json(path / CONFIG_FILE)
+    vision = config.get("vision_config", config)
+    images: dict[str, Any] = {}
+    if isinstance(vision.get("image_size"), int):
+        images["size_px"] = vision["image_size"]
+    if (path / PREPROCESSOR_FILE).is_file():
+        says = read_json(path / PREPROCESSOR_FILE)
+        images |= {
+            ours: says[name] for ours, name in (("mean", "image_mean"), ("std", "image_std")) if name in says
+        }
+    return {"vision_config": vision, "images": images}
+
+
+def _is_timm(path: Path) -> bool:
+    """Whether a folder is one of timm, whose config.json says so by the name of an architecture."""
+    return "model_type" not in read_json(path / CONFIG_FILE).get(
+        "vision_config", read_json(path / CONFIG_FILE)
+    )
+
+
+def _no_vision(path: Path) -> CapfiltError:
+    return CapfiltError(
+        f"{path} has no image encoder that could be taken",
+        fix="give bundles.vision a bundle, a folder of a ViT of transformers, or weights of timm",
+    )
+
+
+def _load_vision(part: Frozen, model: QFormer | SoftPrompted, settings: Blip2) -> None:
+    from capfilt.models.vision import ImageEncoder
+
+    if (part.path / CARD_FILE).exists():
+        _fill_vision(model, _vision_of_bundle(part.path), part)
+    elif settings.vision_config:
+        _load_transformers_vision(part, model)
+    else:
+        encoder = model.vision_model.encoder
+        if not isinstance(encoder, ImageEncoder):
+            raise CapfiltError(
+                f"{part.source} are weights of timm, and the image encoder is BLIP-2's own",
+                fix="name the ViT, e.g. --set model.vision=vit_base_patch16_224",
+            )
+        files = read_folder(part.path) if part.path.is_dir() else read_pth(part.path)
+        start_image_encoder(encoder, files.tensors, part.source)
+        check_heads(encoder, part.path, part.source)
+
+
+def _vision_of_bundle(path: Path) -> dict[str, Any]:
+    """Return the weights of a bundle's image encoder by the names they have here."""
+    from capfilt.models.loading import open_bundle
+
+    card = read_card(path)
+    state = open_bundle(path).model.state_dict()
+    if not hasattr(card.model, "text"):  # it has a Q-Former itself
+        return {name: one for name, one in state.items() if name.startswith("vision_model.")}
+    own = {name: tensor for name, tensor in state.items() if name.startswith("image.")}
+    if is_blip(card.med):
+        return Naming("filter", "transformers").write(own)
+    return {name.replace("image.", "vision_model.encoder.", 1): tensor for name, tensor in own.items()}
+
+
+def _fill_vision(model: QFormer | SoftPrompted, weights: dict[str, Any], part: Frozen) -> None:
+    import torch
+
+    own = {n: t for n, t in model.state_dict().items() if n.startswith("vision_model.")}
+    # The norm after the encoder is the Q-Former's own where the encoder has none of that name.
+    lacking = [n for n in own if n not in weights and not n.startswith("vision_model.post_layernorm.")]
+    if lacking or any(own[n].shape != t.shape for n, t in weights.items() if n in own):
+        raise CapfiltError(
+            f"the image encoder of {part.source} does not fit: {few(lacking or list(weights))}",
+            fix="give the bundle as it was written",
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in weights:
+                tensor.copy_(weights[name])
+
+
+def _load_transformers_vision(part: Frozen, model: QFormer | SoftPrompted) -> None:
+    encoder: Any = model.vision_model.encoder
+    read, loading = _from_pretrained(type(encoder), part, encoder.config)
+    if missing := sorted(loading["missing_keys"]):
+        raise CapfiltError(
+            f"{part.source} lacks {few(missing)} of its image encoder", fix="copy the folder again, whole"
+        )
+    encoder.load_state_dict(read.state_dict())
+
+
+def _load_language(part: Frozen, model: SoftPrompted) -> None:
+    own = model.language_model
+    read, loading = _from_pretrained(type(own), part, None)
+    if missing := sorted(loading["missing_keys"]):
+        raise CapfiltError(
+            f"{part.source} lacks {few(missing)} of the language model", fix="copy the folder again, whole"
+        )
+    own.load_state_dict(read.state_dict())
+
+
+def _from_pretrained(kind: Any, part: Frozen, config: Any) -> tuple[Any, dict[str, Any]]:
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options = {"config": config} if config is not None else {}
+    try:
+        model, loading = kind.from_pretrained(
+            part.path, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CapfiltError(
+            f"{part.path} cannot be loaded: {first}", fix="copy the folder again, whole"
+        ) from error
+    return model, loading

@@ -1,0 +1,274 @@
+"""What a training needs to know of each family of models: what it begins from, how it is built and kept.
+
+MED is one model with all its functions. With a Q-Former, stage 1 is the joint model or the filter, and the
+captioner is another model around the same Q-Former: so what is built follows from structure and kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from capfilt.errors import CapfiltError
+from capfilt.layers import changed
+from capfilt.models.cards import Kind, Objective, identity
+from capfilt.settings import Blip2, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from capfilt.models.bundle_files import BundleOf, PackedOf
+    from capfilt.models.initial import Start
+    from capfilt.models.learner import Learner
+    from capfilt.models.qformer_parts import Parts
+    from capfilt.models.vocabulary import Vocabulary
+    from capfilt.settings import Bundles
+    from capfilt.stages.trained import Recipe
+    from capfilt.training.loop import Trainer
+    from capfilt.training.objectives import Objective as Trained
+
+SERVES: dict[str, tuple[str, ...]] = {
+    "captioner": ("lm",),
+    "filter": ("itc", "itm"),
+    "joint": ("itc", "itm", "lm"),
+}
+"""Which objectives' parts a model keeps."""
+HEADS = (
+    "image_projection.",
+    "text_projection.",
+    "vision_projection.",
+    "temperature",
+    "itm_head.",
+    "word_head.",
+    "language_projection.",
+)
+"""Parts of a model that may start fresh where the model it starts from has another purpose."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a model starts from: another one, parts of others, or nothing."""
+
+    kind: Kind
+    settings: Model | Blip2
+    """How the model is built: as the one it starts from, where there is one."""
+    init: BundleOf[Any, Any] | None
+    start: Start | None
+    """Weights that parts of a MED from scratch start from."""
+    parts: Parts | None
+    """What a Q-Former is put between."""
+
+    def facts(self, *, begun_from: str | None = None) -> dict[str, Any]:
+        """Return the digests of all of it, which the trained weights depend on.
+
+        `begun_from` is the identity of a model that it started from and that is gone.
+        """
+        init = begun_from or (identity(self.init.card) if self.init is not None else None)
+        start = self.start if init is None else None
+        parts = self.parts
+        if parts is not None and init is not None:
+            # The image encoder came with the model.
+            parts = replace(parts, vision=None) if parts.language is not None else None
+        found = start or parts
+        return {"init": init, "start": found.facts() if found is not None else None}
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A model about to be trained, and what it is trained with."""
+
+    model: Learner
+    vocabulary: Any
+    """What its texts are read with."""
+    reader: Vocabulary | None
+    """What InstructBLIP's Q-Former reads instructions with."""
+    objective: Trained
+    max_tokens: int
+    fresh: tuple[str, ...]
+    """Parts that the model it started from lacks."""
+
+
+def find_beginning(kind: Kind, init: Path | None, bundles: Bundles | None, model: Model | Blip2) -> Beginning:
+    """Find and read what a model starts from, and settle how it is built; nothing is drawn yet.
+
+    Raises CapfiltError for what is not there or does not fit, and for a Q-Former without an image encoder.
+    """
+    from capfilt.models.initial import find_start, settle
+    from capfilt.models.loading import open_bundle
+
+    bundle = open_bundle(init) if init is not None else None
+    if isinstance(model, Model):
+        start = find_start(bundles, model) if bundle is None and bundles is not None else None
+        settings = bundle.card.med if bundle is not None else settle(start, model)
+        # Which model it is built like says nothing of what is trained of it.
+        settings = changed(settings, {"shared_vision": model.shared_vision})
+        return Beginning(kind, settings, bundle, start, None)
+    return _with_qformer(kind, bundle, bundles, model)
+
+
+def _with_qformer(
+    kind: Kind, init: BundleOf[Any, Any] | None, bundles: Bundles | None, model: Blip2
+) -> Beginning:
+    from capfilt.models.qformer_parts import find_parts, settle_parts
+
+    settings = model
+    if init is not None:
+        built = init.card.blip2
+        language = built.language if built.language.config else model.language
+        settings = built.model_copy(update={"family": model.family, "language": language})
+        bundles = bundles.model_copy(update={"vision": None}) if bundles is not None else None
+    writes = kind == "captioner"
+    needs_language = writes and not settings.language.config
+    parts = find_parts(bundles, settings, with_language=writes) if bundles is not None else None
+    if init is None and (parts is None or parts.vision is None):
+        raise CapfiltError(
+            "a Q-Former looks through an image encoder that stays as it is, and none is given",
+            fix="name a trained one: --set bundles.vision=timm --set model.vision=vit_base_patch16_224, a "
+            "bundle, or a folder of transformers; or start from a model with --init",
+        )
+    if needs_language and (parts is None or parts.language is None):
+        raise CapfiltError(
+            "a captioner with a Q-Former writes with a language model, and none is given",
+            fix="name one, e.g. --set bundles.language=facebook/opt-125m, or a folder of transformers",
+        )
+    return Beginning(kind, settle_parts(parts, settings), init, None, parts)
+
+
+def begin(beginning: Beginning, texts: Iterable[str], objectives: Iterable[Objective]) -> Begun:
+    """Build the model, drawing from torch's generator; `texts` are read for a vocabulary to train."""
+    if isinstance(beginning.settings, Model):
+        return _begin_med(beginning, beginning.settings, texts, objectives)
+    if beginning.kind == "captioner":
+        return _begin_prompted(beginning, beginning.settings, texts)
+    return _begin_qformer(beginning, beginning.settings, texts, objectives)
+
+
+def _begin_med(
+    beginning: Beginning, settings: Model, texts: Iterable[str], objectives: Iterable[Objective]
+) -> Begun:
+    from capfilt.models.initial import load_start, start_vocabulary
+    from capfilt.models.med import MED, adopt
+    from capfilt.models.vocabulary import train_vocabulary
+    from capfilt.training.objectives import PAIRS
+
+    init, start = beginning.init, beginning.start
+    vocabulary = init.vocabulary if init is not None else start_vocabulary(start)
+    if vocabulary is None:
+        vocabulary = train_vocabulary(texts, settings.text.vocabulary)
+    model = MED(settings, len(vocabulary), objectives)
+    fresh: tuple[str, ...] = ()
+    if init is not None:
+        lacking, _ = adopt(model, init.model.state_dict())
+        fresh = fresh_parts(lacking, init, model.state_dict())
+    elif start is not None:
+        load_start(start, model, settings)
+    return Begun(model, vocabulary, None, PAIRS, settings.text.max_tokens, fresh)
+
+
+def _begin_qformer(
+    beginning: Beginning, settings: Blip2, texts: Iterable[str], objectives: Iterable[Objective]
+) -> Begun:
+    from capfilt.models.qformer import QFormer
+    from capfilt.models.qformer_bundle import adopt
+    from capfilt.models.qformer_parts import load_parts
+    from capfilt.models.vocabulary import train_vocabulary
+    from capfilt.training.objectives import PAIRS
+
+    init = beginning.init
+    if init is not None and init.card.kind == "captioner":
+        raise CapfiltError(
+            f"{init.path} is a captioner, whose Q-Former has no part for texts",
+            fix="start a filter from stage 1 (--init), from which the captioner was started too",
+        )
+    vocabulary = init.vocabulary if init is not None else train_vocabulary(texts, settings.qformer.vocabulary)
+    model = QFormer(settings, len(vocabulary), objectives)
+    fresh: tuple[str, ...] = ()
+    if init is not None:
+        fresh = fresh_parts(adopt(model, init.model.state_dict()), init, model.state_dict())
+    if beginning.parts is not None:
+        load_parts(beginning.parts, model, settings)
+    return Begun(model, vocabulary, None, PAIRS, settings.qformer.max_tokens, fresh)
+
+
+def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str]) -> Begun:
+    from capfilt.models.prompted import SoftPrompted
+    from capfilt.models.qformer_bundle import adopt
+    from capfilt.models.qformer_parts import load_parts, part_vocabulary
+    from capfilt.models.vocabulary import train_vocabulary
+    from capfilt.training.language import LANGUAGE
+
+    init, parts = beginning.init, beginning.parts
+    reader = None
+    if settings.family == "instructblip":
+        # Stage 1 reads with it, and a captioner of InstructBLIP has it beside its language model's.
+        reader = (init.reader or init.vocabulary) if init is not None else None
+        reader = reader or train_vocabulary(texts, settings.qformer.vocabulary)
+    if init is not None and init.card.kind == "captioner" and (parts is None or parts.language is None):
+        vocabulary = init.vocabulary
+    else:
+        vocabulary = part_vocabulary(parts, settings)
+    model = SoftPrompted(settings, len(reader) if reader is not None else None)
+    fresh: tuple[str, ...] = ()
+    if init is not None:
+        lacking = [n for n in adopt(model, init.model.state_dict()) if not n.startswith("language_model.")]
+        fresh = fresh_parts(lacking, init, model.state_dict())
+    if parts is not None:
+        load_parts(parts, model, settings)
+    return Begun(model, vocabulary, reader, LANGUAGE, settings.language.max_tokens, fresh)
+
+
+def fresh_parts(lacking: list[str], init: BundleOf[Any, Any], own: Iterable[str]) -> tuple[str, ...]:
+    """Return the heads that start fresh, here or since the start model was read; no other part may."""
+    from capfilt.models.checkpoints.names import few
+
+    odd = [name for name in lacking if not name.startswith(HEADS)]
+    if odd:
+        raise CapfiltError(
+            f"{init.path} lacks {few(odd)}, which is no head that could start fresh",
+            fix="start from a model that looks at pictures as this one does, such as a joint one",
+        )
+    drawn = init.card.origin.fresh if init.card.origin is not None else ()
+    names = [*lacking, *(name for name in drawn if name in set(own))]
+    return tuple(dict.fromkeys(name.removesuffix(".weight").removesuffix(".bias") for name in names))
+
+
+def pack_trained(
+    out: Path, trainer: Trainer, recipe: Recipe, training: dict[str, Any], versions: dict[str, str]
+) -> PackedOf[Any, Any]:
+    """Make the bundle of a trained model; what does not serve its kind stays behind."""
+    kept = [name for name in trainer.model.objectives if name in SERVES[recipe.kind]]
+    init = recipe.init
+    parent = init.card.weights if init is not None else None
+    common: dict[str, Any] = {
+        "kind": recipe.kind,
+        "parent": parent,
+        "data": recipe.data,
+        "training": training,
+        "versions": versions,
+    }
+    if isinstance(recipe.model, Model):
+        from capfilt.models import med
+        from capfilt.models.bundle import pack
+
+        model = med.MED(recipe.model, len(trainer.vocabulary), kept)
+        med.adopt(model, trainer.model.state_dict())
+        return pack(out, model=model, settings=recipe.model, vocabulary=trainer.vocabulary, **common)
+    from capfilt.models.prompted import SoftPrompted
+    from capfilt.models.qformer import QFormer
+    from capfilt.models.qformer_bundle import adopt, pack_qformer
+
+    own: QFormer | SoftPrompted
+    if isinstance(trainer.model, SoftPrompted):
+        own = trainer.model
+    else:
+        own = QFormer(recipe.model, len(trainer.vocabulary), kept)
+        adopt(own, trainer.model.state_dict())
+    return pack_qformer(
+        out,
+        model=own,
+        settings=recipe.model,
+        vocabulary=trainer.vocabulary,
+        reader=recipe.reader,
+        **common,
+    )
