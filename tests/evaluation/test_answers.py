@@ -37,7 +37,7 @@ WORDS = st.sampled_from(["red", "two", "a", "the dog", "cant", "3.5", "1,000", "
         ("couldnt've", "couldn't've"),
         ("yall'd've", "y'all'd've"),
         ("dog's", "dog's"),
-        # A mark between two words parts them; one beside a space, or beside a number such as 1,000, only goes.
+        # A mark between two words parts them; one beside a space, or where there is a 1,000, only goes.
         ("t-shirt", "t shirt"),
         ("black, white", "black white"),
         ("yes/no", "yes no"),

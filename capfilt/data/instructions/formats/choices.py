@@ -25,6 +25,7 @@ from capfilt.data.instructions.formats.rows import (
     text_of,
     texts_of,
 )
+from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,11 +81,12 @@ def _iconqa_rows(documents: Sequence[Document], folder: Path) -> Iterator[Named]
     """Give the problems of a folder such as test/choose_txt: each a folder of data.json and image.png."""
     del documents
     for file in sorted(folder.glob("*/data.json")):
-        row = read_document(file).value
-        yield (
-            f"problem {file.parent.name}",
-            {**row, "name": file.parent.name} if isinstance(row, dict) else row,
-        )
+        name = file.parent.name
+        try:
+            row = read_document(file).value
+        except CapfiltError:
+            row = BadRow("not_json", file.name)
+        yield f"problem {name}", {**row, "name": name} if isinstance(row, dict) else row
 
 
 def _iconqa(row: Row, images: ImageFolder, dataset: str) -> Iterator[Example]:
