@@ -6,7 +6,8 @@ Measured facts (scores) and decided ones (verdicts) are apart: a verdict can cha
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +116,93 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """What a filter measured for one pair; a filter may lack either."""
+class Scale:
+    """What the numbers of a score are."""
 
-    itc: float | None = None
-    """Cosine of image and text features, -1 to 1 (BLIP, section 3.2, ITC)."""
-    itm: float | None = None
-    """Probability that image and text match, 0 to 1 (BLIP, section 3.2, ITM)."""
+    low: float
+    high: float
+    kind: str
+    """With its article: a cosine."""
+    meaning: str
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether 0.5 is where it turns from no to yes."""
+        return (self.low, self.high) == (0, 1)
+
+
+def _cosine(meaning: str) -> Any:
+    return field(default=None, metadata={"scale": Scale(-1, 1, "a cosine", meaning)})
+
+
+def _probability(meaning: str) -> Any:
+    return field(default=None, metadata={"scale": Scale(0, 1, "a probability", meaning)})
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a filter measured for one pair; a filter may lack any of them.
+
+    The one table of scores: rows, columns, policies and reports follow from its lines. What a user asks for
+    by name, `judge.itm` and `--itm`, stands with the settings and the options.
+    """
+
+    itc: float | None = _cosine("cosine of image and text features")
+    """Image-text contrast (BLIP, section 3.2, ITC)."""
+    itm: float | None = _probability("probability of a match")
+    """Image-text matching (BLIP, section 3.2, ITM)."""
+    vqa: float | None = _probability("probability of yes to a question about the caption")
+    """Visual question answering: whether the picture shows what the caption says (Lin et al., "Evaluating
+    text-to-visual generation with image-to-text generation", 2024, VQAScore)."""
+
+    def measured(self) -> dict[str, float]:
+        """Return the scores that were measured, by name."""
+        values = {name: getattr(self, name) for name in SCORES}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+SCORES: dict[str, Scale] = {one.name: one.metadata["scale"] for one in fields(Scores)}
+"""Every score by its name."""
+BEST_FIRST = tuple(sorted(SCORES, key=lambda name: not SCORES[name].is_probability))
+"""Which score speaks for a filter that has several: probabilities look at image and text together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A score by one filter, as a policy reads it and a column holds it."""
+
+    score: str
+    filter: str | None = None
+    """Digest of a further filter; None for the one that the policy names."""
+
+    def __post_init__(self) -> None:
+        if self.score not in SCORES:
+            *most, last = SCORES
+            raise ValueError(f"{self.score!r}; the scores are {', '.join(most)} and {last}")
+        # Its first digits become the name of a column.
+        if self.filter is not None and not is_digest(self.filter):
+            raise ValueError(f"{self.filter!r}; a further filter is named by 8 or more digits of its digest")
+
+    @classmethod
+    def of_column(cls, name: str) -> Measure:
+        """Return what a column of `pairs` holds; of a further filter only the first digits are known."""
+        score, _, digits = name.partition("_")
+        return cls(score, digits or None)
+
+    @property
+    def column(self) -> str:
+        """Name of the column of `pairs`: itc, or itc_1a2b3c4d for a further filter."""
+        return self.score if self.filter is None else f"{self.score}_{self.filter[:8]}"
+
+    @property
+    def words(self) -> str:
+        """The measure in words."""
+        return self.score.upper() + (f" by filter {self.filter[:8]}" if self.filter is not None else "")
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a text is a digest, or its first 8 or more digits."""
+    return re.fullmatch("[0-9a-f]{8,64}", text) is not None
 
 
 def pair_id(*, shard: str, key: str, source: Source, candidate: int, round_number: int) -> str:

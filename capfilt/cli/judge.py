@@ -19,6 +19,7 @@ def judge(
     run: options.RunArgument,
     itm: options.ItmOption = None,
     itc: options.ItcOption = None,
+    vqa: options.VqaOption = None,
     fraction: options.FractionOption = None,
     by: options.ByOption = None,
     per_image: options.PerImageOption = None,
@@ -33,11 +34,23 @@ def judge(
             rich_help_panel="Policy",
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="FILTER:SCORE=T",
+            help="Least score by a further filter that scored the run, e.g. 1a2b3c4d:itc=0.25, or auto:... "
+            "as for --itm; may be repeated, and all must hold.",
+            rich_help_panel="Policy",
+        ),
+    ] = None,
     json: options.JsonOption = False,
 ) -> None:
     """Decide again which pairs are kept; no model is loaded. Without a rule: show the policy in force.
 
     Example: capfilt judge runs/first --itm 0.6
+
+    Example: capfilt judge runs/first --itm 0.5 --also 1a2b3c4d:itc=0.25
     """
     from capfilt.layers import changed
     from capfilt.provenance.policy import newest_policy
@@ -48,6 +61,8 @@ def judge(
     rules = {
         "judge.itm": itm,
         "judge.itc": itc,
+        "judge.vqa": vqa,
+        "judge.also": tuple(also) if also else None,
         "judge.fraction": fraction,
         "judge.by": by,
         "judge.per_image": per_image,

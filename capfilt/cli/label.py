@@ -155,23 +155,27 @@ def score(
 def _score_web(
     ctx: typer.Context, web: str, out: Path, settings: Bootstrap, *, json: bool, quiet: bool
 ) -> None:
+    from capfilt.reports.summary import first_policy
     from capfilt.stages.bootstrap import Request
     from capfilt.stages.process import RecaptionAndScore
 
     stages = [RecaptionAndScore(recaption=False, score=True)]
     request = Request(web, None, out, settings, stages, command=typed_command(ctx))
-    run_and_report(request, json=json, quiet=quiet, next_command=next_step("judge", out, "--itm", "0.5"))
+    run_and_report(request, json=json, quiet=quiet, next_command=first_policy)
 
 
 def _score_run(path: Path, bundle: Path, settings: Bootstrap, *, json: bool, quiet: bool) -> None:
     from capfilt.engines.local import LocalEngine
     from capfilt.provenance.rundir import RunDir
+    from capfilt.stages.judge import filters_of
     from capfilt.stages.rescore import score_run
+    from capfilt.stages.wishes import Filters
 
     run = RunDir.open(path)
     with shown_progress(quiet=quiet) as progress:
         digest = score_run(run, bundle, settings, LocalEngine(), progress)
-    following = next_step("judge", path, "--with-filter", digest[:12], "--itm", "0.5")
+    rule = Filters.of(run, filters_of(run), digest).usual_rule
+    following = next_step("judge", path, "--with-filter", digest[:12], *rule)
     if json:
         print_json({"run": str(path), "filter": digest, "next_command": following})
         return

@@ -147,6 +147,16 @@ ItcOption = Annotated[
         rich_help_panel=_RULES,
     ),
 ]
+VqaOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vqa",
+        metavar="T",
+        help="Least VQA, the probability of yes to a question about the caption: a number, "
+        "auto:precision=P or auto:recall=R.",
+        rich_help_panel=_RULES,
+    ),
+]
 FractionOption = Annotated[
     float | None,
     typer.Option(
@@ -157,8 +167,14 @@ FractionOption = Annotated[
     ),
 ]
 ByOption = Annotated[
-    Literal["itc", "itm"] | None,
-    typer.Option("--by", help="Score that --fraction and --per-image rank by.", rich_help_panel=_RULES),
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="SCORE",
+        help="What --fraction and --per-image rank by: itm, itc, vqa, FILTER:itc for a further filter, or a "
+        "sum such as 0.7*itm+0.3*FILTER:itc.",
+        rich_help_panel=_RULES,
+    ),
 ]
 PerImageOption = Annotated[
     int | None,

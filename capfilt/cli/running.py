@@ -10,18 +10,25 @@ from capfilt.reports.progress import shown_progress
 from capfilt.reports.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from capfilt.provenance.rundir import RunDir
     from capfilt.stages.bootstrap import Finished, Request
     from capfilt.stages.rounds import Pipeline
 
 
 def run_and_report(
-    request: Request, *, json: bool, quiet: bool, next_command: str = "", pipeline: Pipeline | None = None
+    request: Request,
+    *,
+    json: bool,
+    quiet: bool,
+    next_command: Callable[[RunDir], str] | None = None,
+    pipeline: Pipeline | None = None,
 ) -> None:
     """Run the stages, print how each ended, then what is next: a withheld stage's mend comes first.
 
-    With a pipeline to ask for its stages, as many rounds are done as the settings say.
+    `next_command` gives what is next for a run that has ended well; by default a look at it. With a pipeline
+    to ask for its stages, as many rounds are done as the settings say.
     """
     from capfilt.engines.local import LocalEngine
     from capfilt.stages.bootstrap import bootstrap
@@ -34,7 +41,8 @@ def run_and_report(
             rounds = bootstrap_rounds(request, pipeline, LocalEngine(), progress)
     for finished in rounds:
         write_run_curves(finished.run)
-    following = rounds[-1].next_command or next_command or next_step("inspect", request.out)
+    usual = next_command(rounds[-1].run) if next_command is not None else next_step("inspect", request.out)
+    following = rounds[-1].next_command or usual
     _report(rounds, following, json=json)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
+from capfilt.records import BEST_FIRST, SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-ScoreName = Literal["itc", "itm"]
-SCORES: tuple[ScoreName, ...] = ("itm", "itc")
 SHUFFLES = 4
 """Shuffled captions measured for each held-out pair."""
 Z95 = 1.959963984540054
@@ -133,7 +132,7 @@ def measure(
     batches: Callable[[], Iterator[ImageBatch]],
     pairs: Sequence[CleanPair],
     *,
-    scores: Collection[ScoreName],
+    scores: Collection[str],
     seed: int,
 ) -> dict[str, Any]:
     """Measure a filter on held-out pairs; `batches()` gives their pictures, in order, as often as asked.
@@ -157,7 +156,7 @@ def measure(
         )
         hard = hardest_captions(images.astype(np.float64), texts.astype(np.float64), pairs)
     values: dict[str, dict[str, list[float]]] = {
-        name: {"right": [], "shuffled": [], "hard": []} for name in SCORES if name in scores
+        name: {"right": [], "shuffled": [], "hard": []} for name in BEST_FIRST if name in scores
     }
     start = 0
     for batch in batches():
@@ -190,7 +189,7 @@ def _rows(name: str, values: dict[str, list[float]]) -> list[dict[str, Any]]:
         # Several wrong captions of one image are not independent: each image counts once.
         low, high = auroc_interval(area, len(right), min(len(right), len(wrong)))
         precision, recall = (
-            precision_recall(right, wrong, 0.5, 0.5) if name == "itm" else (math.nan, math.nan)
+            precision_recall(right, wrong, 0.5, 0.5) if SCORES[name].is_probability else (math.nan, math.nan)
         )
         rows.append(
             {
@@ -226,44 +225,50 @@ class Chosen:
 
 
 def choose_threshold(
-    score: ScoreName, wish: str, calibration: dict[str, Any] | None, *, noise_rate: float
+    score: str, wish: str, calibration: dict[str, Any] | None, *, noise_rate: float, of: str = ""
 ) -> Chosen:
     """Turn `0.6`, `auto:precision=P` or `auto:recall=R` into a threshold.
 
     `auto:precision` takes the lowest threshold whose precision against shuffled captions, at the noise
-    rate, is at least P; `auto:recall` the highest that R of the held-out clean pairs pass.
+    rate, is at least P; `auto:recall` the highest that R of the held-out clean pairs pass. `of` is what a
+    further filter is called, for the words of an error.
     """
     import numpy as np
 
-    low, high = (0.0, 1.0) if score == "itm" else (-1.0, 1.0)
-    kind = "a probability, between 0 and 1" if score == "itm" else "a cosine, between -1 and 1"
+    scale = SCORES[score]
+    kind = f"{scale.kind}, between {scale.low:g} and {scale.high:g}"
+
+    def typed(value: str) -> str:
+        return f"--also {of}:{score}={value}" if of else f"--{score} {value}"
+
     if not wish.startswith("auto:"):
         value = _parsed(wish)
-        if value is None or not low <= value <= high:
+        if value is None or not scale.low <= value <= scale.high:
             raise CapfiltError(
-                f"--{score} {wish}: {score.upper()} is {kind}",
-                fix=f"give such a number, e.g. --{score} 0.5, or --{score} auto:precision=0.95, or "
-                f"--{score} auto:recall=0.85",
+                f"{typed(wish)}: {score.upper()} is {kind}",
+                fix=f"give such a number, e.g. {typed('0.5')}, or {typed('auto:precision=0.95')}, or "
+                f"{typed('auto:recall=0.85')}",
             )
         return Chosen(value, "")
     aim, _, text = wish.removeprefix("auto:").partition("=")
     target = _parsed(text)
     if aim not in ("precision", "recall") or target is None or not 0 < target <= 1:
         raise CapfiltError(
-            f"--{score} {wish} is not understood",
-            fix=f"write --{score} auto:precision=0.95 or --{score} auto:recall=0.85",
+            f"{typed(wish)} is not understood",
+            fix=f"write {typed('auto:precision=0.95')} or {typed('auto:recall=0.85')}",
         )
     if calibration is None:
         raise CapfiltError(
-            f"--{score} {wish} needs a calibrated filter, and this one is uncalibrated",
-            fix=f"give a number, e.g. --{score} 0.5, or train the filter with capfilt, which calibrates it "
+            f"{typed(wish)} needs a calibrated filter, and this one is uncalibrated",
+            fix=f"give a number, e.g. {typed('0.5')}, or train the filter with capfilt, which calibrates it "
             "on held-out pairs",
         )
     values = calibration["values"].get(score)
     if values is None or not values["right"]:
         raise CapfiltError(
-            f"--{score} {wish}: the filter's bundle holds no calibration of {score.upper()}",
-            fix=f"put the bundle back where it was, choose by another score, or give a number: --{score} 0.5",
+            f"{typed(wish)}: the filter's bundle holds no calibration of {score.upper()}",
+            fix="put the bundle back where it was, choose by another score, or give a number: "
+            f"{typed('0.5')}",
         )
     right, wrong = np.array(values["right"]), np.array(values["shuffled"])
     if aim == "recall":
@@ -279,10 +284,10 @@ def choose_threshold(
             )
         best = max(precision, best) if not math.isnan(best) else precision
     raise CapfiltError(
-        f"--{score} {wish}: no threshold reaches it on held-out pairs at noise rate {noise_rate:g}; "
+        f"{typed(wish)}: no threshold reaches it on held-out pairs at noise rate {noise_rate:g}; "
         f"the best is {best:.3f}",
-        fix=f"ask for less, e.g. --{score} auto:precision={math.floor(best * 100) / 100:g}, or give a lower "
-        "--noise-rate",
+        fix=f"ask for less, e.g. {typed(f'auto:precision={math.floor(best * 100) / 100:g}')}, or give a "
+        "lower --noise-rate",
     )
 
 

@@ -21,6 +21,7 @@ from capfilt.errors import CapfiltError
 from capfilt.files import disk_errors, remove_temporaries, whole_file
 from capfilt.provenance.commit import arrow_table, manifests, missing_files, synthetic_captions
 from capfilt.provenance.lineage import create_lineage, rounds_of, schema_of
+from capfilt.provenance.pairs import create_pairs
 from capfilt.provenance.policy import Policy, newest_policy, policies
 from capfilt.provenance.rundir import RunDir, json_files, read_json, stage_rows
 from capfilt.provenance.schema import (
@@ -28,7 +29,6 @@ from capfilt.provenance.schema import (
     CAPTIONS,
     METRICS,
     MODELS,
-    PAIRS,
     POLICIES,
     SAMPLES,
     SCORES,
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import duckdb
-
-    from capfilt.provenance.policy import Value
 
 _SQL_TYPES = {
     "string": "VARCHAR",
@@ -170,56 +168,7 @@ def _fill_round(connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Poli
     _rows_table(connection, STAGES, stage_rows(run))
     if policy is None and (newest := newest_policy(run)) is not None:
         policy = newest[1]
-    _pairs_view(connection, policy, _filter_of(policy, committed))
-
-
-def _pairs_view(connection: duckdb.DuckDBPyConnection, policy: Policy | None, chosen: str | None) -> None:
-    """Create `pairs`: captions, the scores of the chosen filter, the verdict of the policy.
-
-    A view takes no parameters of its own, so it reads them from the table `policy_parameters`.
-    """
-    inner = PAIRS.names()[:-2]
-    if policy is None:
-        columns = ", ".join(f'"{name}"' for name in inner)
-        sql, parameters = f"SELECT {columns}, NULL::BOOLEAN AS keep, NULL::VARCHAR AS reason FROM scored", {}
-    else:
-        rendered = policy.render(inner)
-        sql, parameters = rendered.sql, rendered.parameters
-    connection.execute("CREATE TABLE policy_parameters (name VARCHAR, number DOUBLE, words VARCHAR)")
-    for name, value in {**parameters, "filter": chosen}.items():
-        is_number = isinstance(value, (int, float))
-        row = [name, value if is_number else None, None if is_number else value]
-        connection.execute("INSERT INTO policy_parameters VALUES (?, ?, ?)", row)
-    connection.execute(
-        f"""
-        CREATE VIEW scored AS
-        SELECT captions.*, measured.filter, measured.itc, measured.itm
-        FROM captions LEFT JOIN (
-            SELECT pair_id, filter,
-                max(value) FILTER (WHERE score = 'itc') AS itc, max(value) FILTER (WHERE score = 'itm') AS itm
-            FROM scores WHERE filter = {_from_table("filter", "")} GROUP BY pair_id, filter
-        ) AS measured USING (pair_id)
-        """
-    )
-    connection.execute(f"CREATE VIEW pairs AS {_bound(sql, parameters)}")
-
-
-def _bound(sql: str, parameters: Mapping[str, Value]) -> str:
-    """Return rendered SQL that reads its parameters from the table `policy_parameters`."""
-    return re.sub(r"\$(\w+)", lambda match: _from_table(match[1], parameters[match[1]]), sql)
-
-
-def _from_table(name: str, value: Value) -> str:
-    column = "words" if isinstance(value, str) else "number"
-    return f"(SELECT {column} FROM policy_parameters WHERE name = '{name}')"
-
-
-def _filter_of(policy: Policy | None, committed: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the filter whose scores stand in `pairs`: the policy's, else the run's first."""
-    if policy is not None and policy.filter is not None:
-        return policy.filter
-    by_kind = sorted(committed, key=lambda manifest: manifest["kind"] != "shard")
-    return next((digest for manifest in by_kind for digest in manifest["filters"]), None)
+    create_pairs(connection, policy, committed)
 
 
 def _parquet_view(connection: duckdb.DuckDBPyConnection, table: Table, files: list[Path]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from capfilt import records
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -35,6 +37,10 @@ class Table:
         import pyarrow as pa
 
         return pa.schema([(column.name, pa.type_for_alias(column.type)) for column in self.columns])
+
+    def columns_named(self, *names: str) -> tuple[Column, ...]:
+        """Return some of the columns, in the order asked for."""
+        return tuple(column for name in names for column in self.columns if column.name == name)
 
     def names(self) -> list[str]:
         """Return the names of the columns, in order."""
@@ -93,20 +99,23 @@ SCORES = Table(
     (
         Column("pair_id", "string", "as in pairs"),
         Column("filter", "string", "digest of the filter's weights"),
-        Column("score", "string", "itc or itm"),
-        Column("value", "double", "itc: cosine, -1 to 1; itm: probability of a match, 0 to 1"),
+        Column("score", "string", ", ".join(records.SCORES)),
+        Column(
+            "value", "double", "; ".join(f"{name}: {scale.meaning}" for name, scale in records.SCORES.items())
+        ),
     ),
 )
 
 PAIRS = Table(
     "pairs",
-    "captions with the scores of the run's filter and the verdict of the newest policy",
+    "captions with the scores of the run's filter and the verdict of the newest policy; before the verdict, "
+    "a column for each score of a further filter, named by the first digits of its digest: itc_1a2b3c4d",
     (
         *CAPTIONS.columns[:7],
-        Column(
-            "itc", "double", "cosine of image and text features by the run's filter; null where it lacks one"
+        *(
+            Column(name, "double", f"{scale.meaning}, by the run's filter; null where it lacks one")
+            for name, scale in records.SCORES.items()
         ),
-        Column("itm", "double", "probability of a match by the run's filter; null where it lacks one"),
         CAPTIONS.columns[7],
         Column("filter", "string", "digest of the filter whose scores stand here"),
         *CAPTIONS.columns[8:],
@@ -154,15 +163,15 @@ CALIBRATION = Table(
     "how well a score tells held-out clean pairs from wrong ones",
     (
         Column("model", "string", "digest of the filter"),
-        Column("score", "string", "itc or itm"),
+        Column("score", "string", ", ".join(records.SCORES)),
         Column("negatives", "string", "shuffled: another pair's caption; hard: the most similar wrong one"),
         Column("positives", "int64", "held-out pairs measured"),
         Column("negatives_count", "int64", "wrong pairs measured"),
         Column("auroc", "double", "chance that a right pair scores above a wrong one; null without pairs"),
         Column("auroc_low", "double", "lower end of its 95% interval"),
         Column("auroc_high", "double", "upper end of its 95% interval"),
-        Column("precision_at_half", "double", "precision at ITM 0.5, as many right pairs as wrong ones"),
-        Column("recall_at_half", "double", "recall at ITM 0.5"),
+        Column("precision_at_half", "double", "precision at a probability of 0.5, as many right as wrong"),
+        Column("recall_at_half", "double", "recall at a probability of 0.5"),
         Column(
             "weak", "bool", "auroc_low against shuffled captions is at or below 0.5, or nothing was measured"
         ),
@@ -257,10 +266,8 @@ LINEAGE = Table(
     "one row a caption of any round: which models wrote and scored it, and what these descend from",
     (
         Column("round", "int32", "as in captions"),
-        *PAIRS.columns[1:3],
-        PAIRS.columns[0],
-        *PAIRS.columns[4:9],
-        *PAIRS.columns[-2:],
+        *PAIRS.columns_named("shard", "key", "pair_id", "source", "candidate", "text", *records.SCORES),
+        *PAIRS.columns_named("keep", "reason"),
         Column("captioner", "string", "digest of the captioner's weights; null for a web text"),
         Column("captioner_ancestors", "string", "what the captioner descends from, the nearest first"),
         Column("filter", "string", "digest of the filter whose scores stand here"),

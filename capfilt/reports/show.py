@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from capfilt.records import SCORES, Measure
 from capfilt.reports.rate import duration
 from capfilt.reports.text import visible
 
@@ -133,15 +134,14 @@ def _show_scores(scores: Sequence[Row], console: Console) -> None:
     table = _table("score", "source", ">texts", ">10%", ">25%", ">half", ">75%", ">90%")
     for row in scores:
         values = (f"{row[name]:.2f}" for name in ("p10", "p25", "p50", "p75", "p90"))
-        _add(table, row["score"].upper(), row["source"], f"{row['pairs']:,}", *values)
+        _add(table, Measure(row["score"], row["filter"]).words, row["source"], f"{row['pairs']:,}", *values)
     console.print(table)
     ascii_only = console.options.ascii_only
     for row in scores:
         drawn = row["histogram"]
         bars = histogram(drawn["pairs"], ascii_only=ascii_only)
-        console.print(
-            f"{row['score'].upper()} {row['source']:9} {drawn['low']:5.2f} |{bars}| {drawn['high']:.2f}"
-        )
+        measure = Measure(row["score"], row["filter"])
+        console.print(f"{measure.words} {row['source']:9} {drawn['low']:5.2f} |{bars}| {drawn['high']:.2f}")
 
 
 def _show_models(summary: Mapping[str, Any], console: Console) -> None:
@@ -194,7 +194,8 @@ def _show_examples(examples: Sequence[Row], console: Console) -> None:
             continue
         _title(title, console)
         for row in rows:
-            scores = [f"{n.upper()} {row[n]:.2f}" for n in ("itm", "itc") if row[n] is not None]
+            columns = [name for name in row if name.partition("_")[0] in SCORES and row[name] is not None]
+            scores = [f"{Measure.of_column(name).words} {row[name]:.2f}" for name in columns]
             why = [] if keep else [_words(row["reason"])]
             console.print(f"{row['source']}: {_quoted(row['text'])}")
             where = f"{visible(row['shard'], 40)}/{visible(row['key'], 40)}"

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.lineage import rounds_of, schema_of
+from capfilt.provenance.pairs import score_columns
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import read_json
+from capfilt.records import BEST_FIRST, SCORES, Measure
 from capfilt.stages.export import MANIFEST_FILE
 from capfilt.stages.judge import advice, filters_of, loosening_command, mend_command, weak_scores_of
+from capfilt.stages.wishes import Filters
 
 if TYPE_CHECKING:
     import duckdb
@@ -58,33 +61,29 @@ _REPEATED = """
     SELECT text, count(*) AS pairs FROM captions WHERE source = 'synthetic'
     GROUP BY text HAVING pairs > 1 ORDER BY pairs DESC, text LIMIT ?
 """
-_MEASURED = """
-    SELECT source, 'itm' AS score, itm AS value FROM pairs WHERE itm IS NOT NULL
-    UNION ALL SELECT source, 'itc', itc FROM pairs WHERE itc IS NOT NULL
-"""
-_QUANTILES = f"""
-    SELECT score, source, count(*) AS pairs, min(value) AS least,
+_QUANTILES = """
+    SELECT score, filter, source, count(*) AS pairs, min(value) AS least,
         quantile_cont(value, 0.1) AS p10, quantile_cont(value, 0.25) AS p25,
         quantile_cont(value, 0.5) AS p50, quantile_cont(value, 0.75) AS p75,
         quantile_cont(value, 0.9) AS p90, max(value) AS most
-    FROM ({_MEASURED}) GROUP BY score, source ORDER BY score DESC, source DESC
+    FROM ({measured}) GROUP BY place, score, filter, source ORDER BY place, source DESC
 """
 # A probability is drawn from 0 to 1; a cosine from the least to the most that was measured.
 _HISTOGRAM = f"""
-    WITH measured AS ({_MEASURED}),
+    WITH measured AS ({{measured}}),
     edges AS (
-        SELECT score, CASE score WHEN 'itm' THEN 0 ELSE min(value) END AS low,
-            CASE score WHEN 'itm' THEN 1 ELSE max(value) END AS high
-        FROM measured GROUP BY score
+        SELECT place, if(any_value(is_probability), 0, min(value)) AS low,
+            if(any_value(is_probability), 1, max(value)) AS high
+        FROM measured GROUP BY place
     )
-    SELECT score, source, any_value(low) AS low, any_value(high) AS high,
+    SELECT score, filter, source, any_value(low) AS low, any_value(high) AS high,
         least(floor((value - low) / greatest(high - low, 1e-9) * {BINS}), {BINS - 1})::INTEGER AS bin,
         count(*) AS pairs
-    FROM measured JOIN edges USING (score) GROUP BY score, source, bin ORDER BY ALL
+    FROM measured JOIN edges USING (place) GROUP BY score, filter, source, bin ORDER BY ALL
 """
 # pair_id is a digest already: its order is as good as drawn, and the same at every look.
 _EXAMPLES = """
-    SELECT source, keep, reason, text, itc, itm, shard, key, pair_id,
+    SELECT source, keep, reason, text, {columns}, shard, key, pair_id,
         row_number() OVER (PARTITION BY source, keep ORDER BY pair_id) AS place
     FROM pairs WHERE keep IS NOT NULL QUALIFY place <= ? ORDER BY keep DESC, source DESC, place
 """
@@ -152,15 +151,34 @@ def _samples(catalog: duckdb.DuckDBPyConnection) -> Row:
 
 
 def _scores(catalog: duckdb.DuckDBPyConnection) -> list[Row]:
-    rows = _rows(catalog, _QUANTILES)
+    measured = " UNION ALL ".join(
+        _measured(place, column) for place, column in enumerate(_best_first(catalog))
+    )
+    rows = _rows(catalog, _QUANTILES.format(measured=measured))
     for row in rows:
         row["histogram"] = {"low": 0.0, "high": 1.0, "pairs": [0] * BINS}
-    by_name = {(row["score"], row["source"]): row["histogram"] for row in rows}
-    for bar in _rows(catalog, _HISTOGRAM):
-        histogram = by_name[bar["score"], bar["source"]]
+    by_name = {(row["score"], row["filter"], row["source"]): row["histogram"] for row in rows}
+    for bar in _rows(catalog, _HISTOGRAM.format(measured=measured)):
+        histogram = by_name[bar["score"], bar["filter"], bar["source"]]
         histogram["low"], histogram["high"] = bar["low"], bar["high"]
         histogram["pairs"][bar["bin"]] = bar["pairs"]
     return rows
+
+
+def _best_first(catalog: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the columns of scores: those of the filter in force, the best first, then further filters'."""
+    return list(dict.fromkeys((*BEST_FIRST, *score_columns(catalog))))
+
+
+def _measured(place: int, column: str) -> str:
+    """Return the SELECT of a column's values, with the score and, for a further filter, its first digits."""
+    measure = Measure.of_column(column)
+    filter_ = f"'{measure.filter}'" if measure.filter else "NULL::VARCHAR"
+    return (
+        f"SELECT {place} AS place, '{measure.score}' AS score, {filter_} AS filter, source, "
+        f"{column} AS value, {SCORES[measure.score].is_probability} AS is_probability "
+        f"FROM pairs WHERE {column} IS NOT NULL"
+    )
 
 
 def _uncalibrated(catalog: duckdb.DuckDBPyConnection) -> list[str]:
@@ -187,7 +205,7 @@ def _stages(catalog: duckdb.DuckDBPyConnection) -> list[Row]:
 
 
 def _examples(catalog: duckdb.DuckDBPyConnection) -> list[Row]:
-    rows = _rows(catalog, _EXAMPLES, EXAMPLES)
+    rows = _rows(catalog, _EXAMPLES.format(columns=", ".join(_best_first(catalog))), EXAMPLES)
     return [{name: value for name, value in row.items() if name != "place"} for row in rows]
 
 
@@ -202,8 +220,8 @@ def following(run: RunDir, policy: Policy) -> str:
 
 def first_policy(run: RunDir) -> str:
     """Return the command for a run that nobody judged: judge it where it holds scores, else go on with it."""
-    if filters_of(run):
-        return shlex.join(["capfilt", "judge", str(run.path), "--itm", "0.5"])
+    if scored_by := filters_of(run):
+        return shlex.join(["capfilt", "judge", str(run.path), *Filters.of(run, scored_by).usual_rule])
     return going_on(run)
 
 

@@ -77,10 +77,9 @@ def dataset_card(
 def _weakness(weak: list[str]) -> list[str]:
     if not weak:
         return []
-    names = " and ".join(score.upper() for score in weak)
     return [
-        f"> **Weak filter.** The policy reads {names}, which on held-out clean pairs is no better than "
-        "chance (see the calibration below). This export was asked for all the same.",
+        f"> **Weak filter.** The policy reads {' and '.join(weak)}, which on held-out clean pairs is no "
+        "better than chance (see the calibration below). This export was asked for all the same.",
         "",
     ]
 

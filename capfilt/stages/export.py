@@ -24,13 +24,13 @@ from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.commit import manifests
 from capfilt.provenance.lineage import export_digest
 from capfilt.provenance.policy import Policy, newest_policy
-from capfilt.records import Source
+from capfilt.records import BEST_FIRST, SCORES, Source
 from capfilt.stages.context import Outcome
 from capfilt.stages.dataset_card import dataset_card
 from capfilt.stages.judge import loosening_command, mend_command, weak_scores_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import duckdb
 
@@ -100,7 +100,7 @@ def export_run(run: RunDir, to: Path, export: Export, *, overwrite: bool = False
             return Exported(to, old["samples"], len(old["shards"]), is_new=False)
         with whole_folder(to) as folder:
             counts = _write_shards(catalog, folder, policy, export)
-            _write_verdicts(catalog, folder)
+            _write_verdicts(catalog, folder, policy)
             (folder / POLICY_FILE).write_text(canonical_json(facts["policy"]) + "\n", encoding="utf-8")
             card = dataset_card(catalog, policy, export, counts.texts, counts.licences, _weak(run, policy))
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
@@ -140,9 +140,8 @@ class _Withheld:
 
 def _withheld(run: RunDir, policy: Policy, export: Export) -> _Withheld | None:
     if (weak := _weak(run, policy)) and not export.accept_weak_filter:
-        names = " and ".join(score.upper() for score in weak)
         return _Withheld(
-            f"the policy reads {names}, no better than chance on held-out clean pairs",
+            f"the policy reads {' and '.join(weak)}, no better than chance on held-out clean pairs",
             mend_command(run),
             f"capfilt export {shlex.quote(str(run.path))} --accept-weak-filter",
         )
@@ -153,7 +152,7 @@ def _withheld(run: RunDir, policy: Policy, export: Export) -> _Withheld | None:
 
 
 def _weak(run: RunDir, policy: Policy) -> list[str]:
-    return sorted(weak_scores_of(run, policy))
+    return sorted(measure.words for measure in weak_scores_of(run, policy))
 
 
 def _policy(run: RunDir) -> Policy:
@@ -169,10 +168,11 @@ def _policy(run: RunDir) -> Policy:
 def _facts(run: RunDir, policy: Policy, export: Export) -> dict[str, Any]:
     """Return everything the bytes of an export depend on."""
     # Scores of a further filter are committed apart from the shard's rows, and count where it judges.
+    judges = {policy.filter, *policy.further_filters}
     rows = [
         [manifest["kind"], manifest["shard"], manifest["fingerprint"]]
         for manifest in manifests(run)
-        if manifest["kind"] == "shard" or policy.filter in manifest["filters"]
+        if manifest["kind"] == "shard" or judges.intersection(manifest["filters"])
     ]
     return {
         "format": 1,
@@ -209,23 +209,29 @@ def _whole(to: Path, manifest: dict[str, Any]) -> bool:
 
 KEPT = """
     SELECT p.shard, p.key, s.image_sha256, s.image_offset, s.image_size, s.metadata, f.path,
-        p.pair_id, p.source, p.candidate, p.text, p.itc, p.itm, p.captioner, p.filter, p.decoding, p.prompt,
-        p.seed, p.round
+        p.pair_id, p.source, p.candidate, p.text, {scores},
+        p.captioner, p.filter, p.decoding, p.prompt, p.seed, p.round
     FROM pairs AS p
     JOIN samples AS s ON s.shard = p.shard AND s.key = p.key AND s.status = 'ok'
     JOIN shards AS f ON f.shard = p.shard
     WHERE p.keep AND ($source = 'any' OR p.source = $source)
     ORDER BY p.shard, s.image_offset, p.key,
-        CASE $score WHEN 'itc' THEN coalesce(p.itc, p.itm) ELSE coalesce(p.itm, p.itc) END DESC NULLS LAST,
+        coalesce({best}) DESC NULLS LAST,
         p.source DESC, p.candidate
 """
 """Kept pairs by sample, the best text first by the policy's score; the web text where scores are equal."""
 
 
+def _columns(policy: Policy) -> list[str]:
+    """Return the columns of scores that an export shows: the filter's, and what the policy reads beside."""
+    return list(dict.fromkeys((*SCORES, *(measure.column for measure in policy.measures))))
+
+
 def _kept(catalog: duckdb.DuckDBPyConnection, policy: Policy, export: Export) -> Iterator[dict[str, Any]]:
     source = export.texts if export.texts in ("web", "synthetic") else "any"
-    score = "itc" if policy.scores_used == {"itc"} else "itm"
-    result = catalog.execute(KEPT, {"source": source, "score": score})
+    ranked = (policy.ranking.sql("best"), *BEST_FIRST)
+    sql = KEPT.format(scores=", ".join(_columns(policy)), best=", ".join(ranked))
+    result = catalog.execute(sql, {"source": source, **policy.ranking.parameters("best")})
     names = [column[0] for column in result.description or []]
     while rows := result.fetchmany(1000):
         for row in rows:
@@ -244,7 +250,7 @@ def _write_shards(
             _kept(catalog, policy, export), key=lambda pair: (pair["shard"], pair["key"])
         ):
             pairs = list(group)
-            if pairs[0]["itm"] is None and pairs[0]["itc"] is None:
+            if all(pairs[0][column] is None for column in _columns(policy)):
                 # Nothing was scored: who recaptions without a filter wants the new captions.
                 pairs.sort(key=lambda pair: pair["source"] == Source.WEB)
             kept = pairs if export.texts == "all" else pairs[:1]
@@ -257,7 +263,8 @@ def _write_shards(
                     fix="restore the shard, or start a new run on the changed input",
                 )
             original = json.loads(first["metadata"])
-            writer.add(image, extension_of(image), first["text"], _metadata(original, kept))
+            metadata = _metadata(original, kept, _columns(policy))
+            writer.add(image, extension_of(image), first["text"], metadata)
             samples += 1
             texts.update(pair["source"] for pair in kept)
             licences[_licence(original)] += 1
@@ -268,9 +275,9 @@ def _write_shards(
     return _Counts(samples, texts, licences, shards)
 
 
-def _metadata(original: dict[str, Any], pairs: list[dict[str, Any]]) -> dict[str, Any]:
+def _metadata(original: dict[str, Any], pairs: list[dict[str, Any]], scores: Sequence[str]) -> dict[str, Any]:
     """Return what KEY.json of the export holds: the original's fields, and `capfilt`, the provenance."""
-    shown = ("pair_id", "source", "candidate", "text", "itc", "itm")
+    shown = ("pair_id", "source", "candidate", "text", *scores)
     made = ("captioner", "filter", "decoding", "prompt", "seed", "round")
     first = pairs[0]
     return {
@@ -292,14 +299,14 @@ def _licence(metadata: dict[str, Any]) -> str:
     return ""
 
 
-def _write_verdicts(catalog: duckdb.DuckDBPyConnection, folder: Path) -> None:
+def _write_verdicts(catalog: duckdb.DuckDBPyConnection, folder: Path, policy: Policy) -> None:
     """Write every pair's verdict, dropped ones included, in chunks of a fixed size."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     reader = catalog.sql(
-        "SELECT pair_id, shard, key, source, candidate, filter, itc, itm, keep, reason FROM pairs "
-        "ORDER BY pair_id"
+        f"SELECT pair_id, shard, key, source, candidate, filter, {', '.join(_columns(policy))}, keep, reason "
+        "FROM pairs ORDER BY pair_id"
     ).to_arrow_reader(65536)
     with pq.ParquetWriter(folder / VERDICTS_FILE, reader.schema, compression="zstd") as writer:
         for batch in reader:

@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
-from capfilt.evaluation.calibration import ScoreName, choose_threshold, weak_scores
+from capfilt.evaluation.calibration import weak_scores
 from capfilt.models.cards import CARD_FILE, read_calibration, read_card
 from capfilt.provenance.catalog import open_catalog, pair_counts
 from capfilt.provenance.commit import manifests
-from capfilt.provenance.policy import (
-    AtLeast,
-    PerImage,
-    Policy,
-    Rescue,
-    Rule,
-    TopFraction,
-    newest_policy,
-    write_policy,
-)
+from capfilt.provenance.policy import AtLeast, Policy, newest_policy, write_policy
 from capfilt.provenance.rundir import RunDir, json_files, read_json
-from capfilt.records import Source
+from capfilt.records import BEST_FIRST, Measure, Source
 from capfilt.settings import Judge
 from capfilt.stages.context import Outcome
+from capfilt.stages.wishes import Filters, rules_of
 
 if TYPE_CHECKING:
     from capfilt.stages.context import Context
-
-DEFAULT_ITM = "0.5"
-"""The paper's rule (BLIP, section 3.3): what ITM takes for a match."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +65,8 @@ def judge_run(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
 def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) -> Policy:
     """Return the policy that `judge` asks for, its wishes turned into numbers.
 
-    Thresholds come first, then the fraction, the rescue, and the number per image. Without a
-    threshold or a fraction ITM must be at least 0.5. A run without scores keeps every caption; a rule
-    is refused there, unless there is no caption at all.
+    `filter_digest` is a filter's first digits or its name in the run's models; by default the run's first.
+    A run without scores keeps every caption; a rule is refused there, unless there is no caption at all.
     """
     scored_by = filters_of(run)
     if not scored_by:
@@ -93,27 +82,8 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
                 fix=f"score it first: capfilt score {run.path} --filter MODEL",
             )
         return Policy()
-    chosen = _named(filter_digest, scored_by, run) if filter_digest else scored_by[0]
-    calibration = calibration_of(run, chosen)
-    wishes: list[tuple[ScoreName, str]] = []
-    if judge.itm is not None:
-        wishes.append(("itm", judge.itm))
-    if judge.itc is not None:
-        wishes.append(("itc", judge.itc))
-    if not wishes and judge.fraction is None:
-        wishes.append(("itm", DEFAULT_ITM))
-    rules: list[Rule] = []
-    for score, wish in wishes:
-        threshold = choose_threshold(score, wish, calibration, noise_rate=judge.noise_rate)
-        rules.append(AtLeast(score, threshold.threshold, threshold.words))
-    by = judge.by or ("itc" if [score for score, _ in wishes] == ["itc"] else "itm")
-    if judge.fraction is not None:
-        rules.append(TopFraction(judge.fraction, by))
-    if judge.rescue:
-        rules.append(Rescue(by))
-    if judge.per_image is not None:
-        rules.append(PerImage(judge.per_image, by))
-    return Policy(tuple(rules), chosen)
+    filters = Filters.of(run, scored_by, filter_digest)
+    return Policy(rules_of(judge, filters, partial(calibration_of, run)), filters.chosen)
 
 
 def filters_of(run: RunDir) -> list[str]:
@@ -155,11 +125,14 @@ def calibration_of(run: RunDir, digest: str) -> dict[str, Any] | None:
     return None
 
 
-def weak_scores_of(run: RunDir, policy: Policy) -> set[str]:
-    """Return the scores that a policy reads although they are no better than chance on held-out pairs."""
-    if policy.filter is None:
-        return set()
-    return policy.scores_used & weak_scores(calibration_of(run, policy.filter))
+def weak_scores_of(run: RunDir, policy: Policy) -> set[Measure]:
+    """Return what a policy reads although it is no better than chance on held-out pairs."""
+    weak = {
+        digest: weak_scores(calibration_of(run, digest))
+        for digest in (policy.filter, *policy.further_filters)
+        if digest is not None
+    }
+    return {one for one in policy.measures if one.score in weak.get(one.filter or policy.filter or "", ())}
 
 
 def warnings_of(calibration: dict[str, Any] | None) -> list[str]:
@@ -198,6 +171,8 @@ def advice(run: RunDir, *, kept: int | None = None) -> list[str]:
     calibration = calibration_of(run, digest)
     lines = warnings_of(calibration)
     newest = newest_policy(run)
+    for further in newest[1].further_filters if newest is not None else ():
+        lines += [f"filter {further[:8]}: {line}" for line in warnings_of(calibration_of(run, further))]
     reads_weak = newest is None or bool(weak_scores_of(run, newest[1]))
     if reads_weak and (row := signal_beside(calibration)) is not None:
         lines.append(
@@ -219,14 +194,16 @@ def shared_blind_spot(run: RunDir, policy: Policy, calibration: dict[str, Any] |
 
     No captioner is better than the captions it learnt from. Where its texts pass more often, the filter
     does not see its errors: both were taught by the same pairs. Empty where nothing is suspicious: the
-    share of synthetic texts must be above that of clean ones by more than two standard errors.
+    share of synthetic texts must be above that of clean ones by more than two standard errors. Further
+    filters are left out: what taught them is not known here.
     """
-    rule = next((rule for rule in policy.rules if isinstance(rule, AtLeast)), None)
+    own = (rule for rule in policy.rules if isinstance(rule, AtLeast) and rule.filter is None)
+    rule = next(own, None)
     values = (calibration or {}).get("values", {})
     right = values.get(rule.score, {}).get("right", []) if rule is not None else []
     if rule is None or not right:
         return ""
-    column = {"itm": "itm", "itc": "itc"}[rule.score]
+    column = rule.measure.column
     with open_catalog(run) as catalog:
         found = catalog.execute(
             f"SELECT count({column}), count(*) FILTER (WHERE {column} >= ?) FROM pairs WHERE source = ?",
@@ -255,7 +232,8 @@ def loosening_command(run: RunDir) -> str:
     if calibration is None:
         return f"capfilt inspect {path}"
     strong = {row["score"] for row in calibration["rows"]} - weak_scores(calibration)
-    return f"capfilt judge {path} --{'itc' if strong == {'itc'} else 'itm'} auto:recall=0.85"
+    score = next((name for name in BEST_FIRST if name in strong), "itm")
+    return f"capfilt judge {path} --{score} auto:recall=0.85"
 
 
 def mend_command(run: RunDir) -> str:
@@ -265,13 +243,3 @@ def mend_command(run: RunDir) -> str:
     if digest is not None and signal_beside(calibration_of(run, digest)) is not None:
         return f"capfilt judge {path} --itc auto:recall=0.85"
     return f"capfilt export {path} --accept-weak-filter"
-
-
-def _named(beginning: str, digests: list[str], run: RunDir) -> str:
-    matches = [digest for digest in digests if digest.startswith(beginning)]
-    if len(matches) != 1:
-        raise CapfiltError(
-            f"{run.path} was not scored by a filter {beginning}",
-            fix="name one of " + ", ".join(digest[:12] for digest in digests),
-        )
-    return matches[0]

@@ -73,7 +73,7 @@ def _further_filter(
     run: RunDir, source: Path, settings: Bootstrap, engine: Engine, progress: Progress
 ) -> Path:
     """Return the run's bundle of a filter that is given: one that it has, or a copy under a new name."""
-    asked = wanted("filter", source, settings.bundles)
+    asked = wanted("filter", source, settings)
     taken = {file.stem: read_given(file) for file in json_files(run.given) if file.stem.startswith("filter")}
     before = next((one for one in taken.values() if one is not None and is_recorded(asked, one)), None)
     given = find_given(asked, before, engine)
@@ -82,7 +82,7 @@ def _further_filter(
         if (bundle / CARD_FILE).exists() and identity(read_card(bundle)) == given.identity:
             return bundle
     name = f"filter-{given.identity[:12]}"
-    take_into_run(run, name, given, engine, progress)
+    take_into_run(run, name, given, settings, engine, progress)
     return run.model(name)
 
 
@@ -187,11 +187,8 @@ def score_shard(job: ScoringJob, device: str, tell: Tell) -> ShardCounts:
         scored = model.score(batch, [[text for _, text in one.pairs] for one in stored])
         for one, values in zip(stored, scored, strict=True):
             for (pair, _), value in zip(one.pairs, values, strict=True):
-                for name, number in (("itc", value.itc), ("itm", value.itm)):
-                    if number is not None:
-                        scores.append(
-                            {"pair_id": pair, "filter": model.digest, "score": name, "value": number}
-                        )
+                for name, number in value.measured().items():
+                    scores.append({"pair_id": pair, "filter": model.digest, "score": name, "value": number})
         images += len(stored)
         tell(images, images)
     commit_scores(

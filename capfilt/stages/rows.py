@@ -63,8 +63,7 @@ def score_rows(
     return [
         {"pair_id": _pair_id(sample, caption, round_number), "filter": digest, "score": name, "value": value}
         for caption, scores in zip(captions, values, strict=True)
-        for name, value in (("itc", scores.itc), ("itm", scores.itm))
-        if value is not None
+        for name, value in scores.measured().items()
     ]
 
 

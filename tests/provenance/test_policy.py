@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.provenance.policy import (
     AtLeast,
@@ -24,7 +26,8 @@ from capfilt.provenance.policy import (
     policies,
     write_policy,
 )
-from capfilt.records import Reason
+from capfilt.records import SCORES, Measure, Reason, Scores
+from capfilt.settings import Judge
 
 if TYPE_CHECKING:
     from capfilt.provenance.rundir import RunDir
@@ -36,10 +39,13 @@ Verdicts = dict[str, tuple[bool, str]]
 # -- the same policy twice: in SQL, and in plain Python that reads like the rule
 
 
+OTHER, THIRD = "1a2b3c4d" + 56 * "0", "9" * 64
+FURTHER = ("itc_1a2b3c4d", "itm_1a2b3c4d", "itm_99999999")
+"""Columns of two further filters."""
 SCORED = pa.schema(
     {
         **dict.fromkeys(("pair_id", "shard", "key", "source", "text"), pa.string()),
-        **dict.fromkeys(("itc", "itm"), pa.float64()),
+        **dict.fromkeys(("itc", "itm", "vqa", *FURTHER), pa.float64()),
     }
 )
 
@@ -55,7 +61,7 @@ def in_sql(connection: duckdb.DuckDBPyConnection, policy: Policy, rows: list[Row
 def in_python(policy: Policy, rows: list[Row]) -> Verdicts:
     dropped: dict[str, Reason] = {}
     for row in rows:
-        values = [row[name] for name in policy.scores_used]
+        values = [row[measure.column] for measure in policy.measures]
         if row["text"] is None or not row["text"].strip():
             dropped[row["pair_id"]] = Reason.EMPTY_CAPTION
         elif any(value is None or not math.isfinite(value) for value in values):
@@ -67,13 +73,27 @@ def in_python(policy: Policy, rows: list[Row]) -> Verdicts:
     return {r["pair_id"]: (r["pair_id"] not in dropped, dropped.get(r["pair_id"], Reason.KEPT)) for r in rows}
 
 
+def value(row: Row, by: str) -> float:
+    """What a ranking comes to for a row, read again from its text."""
+    total = None
+    for term in by.split(" + "):
+        weight, _, name = term.rpartition("*")
+        digest, _, score = name.rpartition(":")
+        one = row[f"{score}_{digest[:8]}" if digest else score]
+        one = float(weight) * one if weight else one
+        total = one if total is None else total + one
+    assert total is not None
+    return float(total)
+
+
 def one_rule(rule: Rule, survivors: list[Row], scored: list[Row]) -> dict[str, Reason]:
     if isinstance(rule, AtLeast):
-        low = [row for row in survivors if row[rule.score] < rule.threshold]
+        column = rule.score if rule.filter is None else f"{rule.score}_{rule.filter[:8]}"
+        low = [row for row in survivors if row[column] < rule.threshold]
         return {row["pair_id"]: Reason.BELOW_THRESHOLD for row in low}
 
     def best(rows: list[Row]) -> list[Row]:
-        return sorted(rows, key=lambda row: (-row[rule.by], row["pair_id"]))
+        return sorted(rows, key=lambda row: (-value(row, rule.by), row["pair_id"]))
 
     if isinstance(rule, TopFraction):
         most = math.floor(Fraction(str(rule.fraction)) * len(scored))
@@ -96,10 +116,14 @@ def one_rule(rule: Rule, survivors: list[Row], scored: list[Row]) -> dict[str, R
 # Few values, so that ties are common.
 itc_values = st.sampled_from([-1.0, -0.25, 0.0, 0.25, 0.5, 1.0])
 itm_values = st.sampled_from([0.0, 0.25, 0.5, 0.5000001, 0.75, 1.0])
-score_names = st.sampled_from(["itc", "itm"])
+score_names = st.sampled_from(
+    ["itc", "itm", "vqa", f"{OTHER}:itc", f"itm+{OTHER}:itm", f"0.7 * itm + 0.3*{OTHER}:itc + {THIRD}:itm"]
+)
 rules = st.one_of(
     st.builds(AtLeast, st.just("itc"), itc_values),
-    st.builds(AtLeast, st.just("itm"), itm_values),
+    st.builds(AtLeast, st.sampled_from(["itm", "vqa"]), itm_values),
+    st.builds(AtLeast, st.just("itc"), itc_values, st.just(""), st.just(OTHER)),
+    st.builds(AtLeast, st.just("itm"), itm_values, st.just(""), st.sampled_from([OTHER, THIRD])),
     st.builds(TopFraction, st.sampled_from([0.01, 0.1, 0.29, 0.3, 0.5, 0.999, 1]), score_names),
     st.builds(Rescue, score_names),
     st.builds(PerImage, st.integers(1, 3), score_names),
@@ -121,8 +145,10 @@ def tables(draw: st.DrawFn, holes: bool = True) -> list[Row]:
                     "key": f"k{i // 2}",
                     "source": source,
                     "text": draw(texts),
-                    "itc": draw(itc_values | none),
-                    "itm": draw(itm_values | none),
+                    **{
+                        name: draw((itc_values if name.startswith("itc") else itm_values) | none)
+                        for name in ("itc", "itm", "vqa", *FURTHER)
+                    },
                 }
             )
     return rows
@@ -198,7 +224,7 @@ def pair(name: str, key: str, source: str, itm: float | None, text: str = "a dog
         "key": key,
         "source": source,
         "text": text,
-        "itc": None,
+        **dict.fromkeys(("itc", "vqa", *FURTHER)),
         "itm": itm,
     }
 
@@ -271,7 +297,15 @@ def test_a_threshold_is_met_by_its_own_value(connection: duckdb.DuckDBPyConnecti
         (lambda: TopFraction(0), "judge.fraction is 0.0; it is the share of all captions to keep."),
         (lambda: TopFraction(math.nan), "judge.fraction is nan; it is the share of all captions to keep."),
         (lambda: PerImage(0), "judge.per_image is 0; it is how many captions an image may keep."),
-        (lambda: Rescue("cider"), "judge.by is 'cider'; the scores are itc and itm."),
+        (lambda: Rescue("cider"), "judge.by is 'cider'; the scores are itc, itm and vqa."),
+        (lambda: AtLeast("vqa", 1.5), "judge.vqa is 1.5; VQA is a probability."),
+        (
+            lambda: AtLeast("itc", 0, filter="a' OR '"),
+            "judge.score is \"a' OR '\"; a further filter is named",
+        ),
+        (lambda: PerImage(1, "0*itm"), "judge.by is '0*itm', which is no score and no sum of scores"),
+        (lambda: PerImage(1, "itm+"), "judge.by is 'itm+', which is no score"),
+        (lambda: PerImage(1, "itm + itm"), "judge.by is 'itm + itm': a score stands in it twice"),
         (lambda: AtLeast("1; drop table pairs", 0), "judge.score is '1; drop table pairs';"),
     ],
 )
@@ -310,7 +344,47 @@ def test_a_policy_is_said_in_words() -> None:
         "a synthetic text only where no web text is kept, the best one by ITM; "
         "at most 1 an image, the best by ITM"
     )
-    assert policy.scores_used == {"itc", "itm"}
+    assert policy.measures == (Measure("itm"), Measure("itc"))
+    assert policy.further_filters == ()
+
+
+def test_a_policy_names_the_further_filters_that_it_reads() -> None:
+    mean = PerImage(2, f"itm+{OTHER}:itm")
+    policy = Policy((AtLeast("itm", 0.5), AtLeast("itc", 0.25, "auto:recall=0.9", OTHER), mean), "f" * 64)
+    assert policy.words == (
+        "ITM of at least 0.5; ITC by filter 1a2b3c4d of at least 0.25 (auto:recall=0.9); "
+        "at most 2 an image, the best by ITM + ITM by filter 1a2b3c4d"
+    )
+    assert PerImage(2, f"0.7*itm+0.3*{THIRD}:itc").words.endswith("by 0.7 ITM + 0.3 ITC by filter 99999999")
+    assert [measure.column for measure in policy.measures] == ["itm", "itc_1a2b3c4d", "itm_1a2b3c4d"]
+    assert policy.further_filters == (OTHER,)
+
+
+def test_one_ranking_has_one_digest_however_it_is_typed() -> None:
+    digests = {Policy((PerImage(1, by),)).digest for by in ("itm", " itm ", "1*itm", "0.3 * itm")}
+    assert digests == {Policy((PerImage(1),)).digest}
+    sums = {Policy((PerImage(1, by),)).digest for by in ("0.70*itm+0.3*itc", "0.7*itm + .3*itc")}
+    assert len(sums) == 1
+
+
+def test_a_policy_of_before_further_filters_reads_and_keeps_its_digest() -> None:
+    record = {
+        "rules": [
+            {"kind": "at_least", "score": "itm", "threshold": 0.5, "chosen": ""},
+            {"kind": "per_image", "n": 1, "by": "itm"},
+        ],
+        "filter": "f" * 64,
+    }
+    policy = Policy.read(record)
+    assert policy == Policy((AtLeast("itm", 0.5), PerImage(1)), "f" * 64)
+    assert policy.record() == record
+    assert policy.digest == digest_of(record)
+
+
+def test_a_rule_that_says_more_than_this_version_knows_is_not_read_by_half() -> None:
+    row = {"kind": "per_image", "n": 1, "by": "itm", "unless": "tuesday"}
+    with pytest.raises(KeyError, match="unless"):
+        Policy.read({"rules": [row], "filter": None})
 
 
 def test_one_threshold_has_one_digest_however_it_is_written() -> None:
@@ -351,3 +425,17 @@ def test_a_policy_of_a_later_version_is_refused_with_its_mend(run: RunDir) -> No
     (run.policies / "0002.json").write_text('{"rules": [{"kind": "astrology"}], "filter": null}')
     with pytest.raises(CapfiltError, match=r"0002\.json is no policy of this version"):
         newest_policy(run)
+
+
+# -- the table of scores
+
+
+def test_every_score_has_its_scale_and_its_setting() -> None:
+    assert [field.name for field in fields(Scores)] == list(SCORES)
+    assert set(SCORES) <= set(Judge.model_fields)
+    assert Scores(itm=0.0, vqa=1.0).measured() == {"itm": 0.0, "vqa": 1.0}
+    assert {name: scale.is_probability for name, scale in SCORES.items()} == {
+        "itc": False,
+        "itm": True,
+        "vqa": True,
+    }

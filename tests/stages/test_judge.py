@@ -10,6 +10,7 @@ import world
 
 from capfilt.errors import CapfiltError
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, Rescue, TopFraction, policies
+from capfilt.records import Measure
 from capfilt.settings import Export, Judge
 from capfilt.stages.export import ExportPairs, export_run
 from capfilt.stages.judge import (
@@ -276,7 +277,7 @@ def test_itc_that_carries_a_signal_beside_a_weak_itm_is_told_and_exports(
 
     _, policy = judge_run(fresh, Judge(itc="auto:recall=0.85"))
 
-    assert policy.scores_used == {"itc"}
+    assert policy.measures == (Measure("itc"),)
     assert weak_scores_of(fresh, policy) == set()
     assert _exported(fresh, bundles).status == "done"
 
@@ -310,7 +311,7 @@ def test_a_weak_filter_stays_weak_from_another_folder_and_without_its_bundle(
     with pytest.raises(CapfiltError, match="nothing is exported"):
         export_run(run, tmp_path / "to", Export())
 
-    assert weak_scores_of(run, policy_of(run, Judge())) == {"itm"}
+    assert weak_scores_of(run, policy_of(run, Judge())) == {Measure("itm")}
     assert any("ITC carries a signal" in line for line in advice(run))
     if change == "gone":
         with pytest.raises(CapfiltError, match="holds no calibration of ITC") as caught:
@@ -321,7 +322,7 @@ def test_a_weak_filter_stays_weak_from_another_folder_and_without_its_bundle(
 def test_the_edge_of_one_half_is_weak(bundles: dict[str, Path], fresh: RunDir) -> None:
     _with_calibration(fresh, bundles, itm=0.5, itc=math.nextafter(0.5, 1))
 
-    assert weak_scores_of(fresh, policy_of(fresh, Judge())) == {"itm"}
+    assert weak_scores_of(fresh, policy_of(fresh, Judge())) == {Measure("itm")}
     assert weak_scores_of(fresh, policy_of(fresh, Judge(itc="0"))) == set()
 
 
