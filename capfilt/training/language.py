@@ -162,6 +162,10 @@ def greedy_ids(
     return written
 
 
+LANGUAGE = Objective(language_losses, language_targets_in, greedy_ids)
+"""Of a frozen language model behind a Q-Former."""
+
+
 def one_row(read: Words, output: Words, pad: int) -> tuple[Words, Tensor]:
     """Return rows in which the output follows what is read, and which of their tokens are the output's.
 
