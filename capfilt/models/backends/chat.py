@@ -17,7 +17,8 @@ from torch import Tensor
 from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
-from capfilt.models.backends.loading import LOCAL, first_line, load, load_model, presentable
+from capfilt.models.backends.folders import LOCAL, first_line, load, load_model, presentable
+from capfilt.models.bundle_files import check_files
 from capfilt.models.cards import Conventions
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def check(folder: Path, options: Mapping[str, Any]) -> None:
 
 
 def captioner(bundle: Path, card: Card, device: str, precision: str) -> ChatCaptioner:
-    """Return the captioner of a bundle; raises CapfiltError as `ChatCaptioner` does."""
+    """Return the captioner of a bundle, whose files are looked at; raises as `ChatCaptioner` does."""
+    check_files(bundle, card.files)
     return ChatCaptioner(bundle, card.weights, device, precision, **card.foreign.options)
 
 

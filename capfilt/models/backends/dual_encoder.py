@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from capfilt.errors import CapfiltError, RunFailedError
-from capfilt.models.backends.loading import LOCAL, load, load_model, presentable
+from capfilt.models.backends.folders import LOCAL, load, load_model, presentable
+from capfilt.models.bundle_files import check_files
 from capfilt.records import Scores
 
 if TYPE_CHECKING:
@@ -48,8 +49,17 @@ def recognises(config: Mapping[str, Any]) -> Kind | None:
     return "filter" if known else None
 
 
+def check(folder: Path, options: Mapping[str, Any]) -> None:
+    """Refuse options: there is nothing to choose."""
+    if options:
+        raise CapfiltError(
+            f"{folder}: a dual encoder has no option {next(iter(options))}", fix="leave it out"
+        )
+
+
 def filter(bundle: Path, card: Card, device: str, precision: str) -> DualEncoderFilter:
-    """Return the filter of a bundle; raises CapfiltError as `DualEncoder` does."""
+    """Return the filter of a bundle, whose files are looked at; raises as `DualEncoder` does."""
+    check_files(bundle, card.files)
     return DualEncoderFilter(DualEncoder(bundle, device, precision), card.weights)
 
 

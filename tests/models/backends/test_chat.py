@@ -1,7 +1,7 @@
 """Models that are asked by a chat template, of four kinds, against transformers' own `generate`.
 
 LLaVA puts a picture's states among the words; Qwen2-VL has prompts as long as the picture is large, and
-positions on three axes; Idefics3 cuts a picture into tiles; Gemma 3 has windows that slide, and picture tokens
+positions on three axes; Idefics3 cuts a picture into tiles; Gemma 3 has sliding windows, and picture tokens
 that see each other both ways.
 """
 
