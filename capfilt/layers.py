@@ -62,7 +62,9 @@ def validated(kind: type[S], values: Mapping[str, Any]) -> S:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or kind.__name__.lower()
+        # Where a group may be of several kinds, the kind stands between the names, as no setting is written.
+        parts = [str(part) for part in first["loc"]]
+        name = ".".join(part for part in parts if not part[:1].isupper()) or kind.__name__.lower()
         given = (
             "" if first["type"] == "missing" or isinstance(first["input"], dict) else f" ({first['input']!r})"
         )

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from capfilt import __version__
 from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
+from capfilt.cli.datasets import datasets
 from capfilt.cli.evaluate import evaluate
 from capfilt.cli.export import export
 from capfilt.cli.gain import gain
@@ -99,6 +100,7 @@ for command in (
     score,
     bench,
     pipelines,
+    datasets,
     settings,
 ):
     app.command()(command)

@@ -83,8 +83,10 @@ def pretrain(
     picture = write_curves(out)
     # With another seed, other clean pairs are held out, and the model has seen some of them.
     same = ("--seed", settings.seed) if settings.seed else ()
+    given = "--captioner" if card.kind == "captioner" else "--init"
+    built = ("--pipeline", "blip2_opt") if card.is_qformer else ()
     following = next_step(
-        "bootstrap", "WEB", "--clean", clean or "CLEAN", "--init", out, *same, "--out", "RUN"
+        "bootstrap", "WEB", "--clean", clean or "CLEAN", given, out, *same, "--out", "RUN", *built
     )
     if json:
         print_json(

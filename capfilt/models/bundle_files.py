@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from capfilt.canonical import canonical_json
 from capfilt.errors import CapfiltError
 from capfilt.files import flush_folder, whole_folder
-from capfilt.models.cards import CALIBRATION_FILE, CARD_FILE, METRICS_FILE, Card
+from capfilt.models.cards import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    METRICS_FILE,
+    OWN_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    Card,
+    read_card,
+)
 from capfilt.models.checkpoints.names import check_fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -113,3 +122,30 @@ def read_tensors(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
         raise CapfiltError(f"{file} cannot be read: {error}", fix="copy the bundle again, whole") from error
     check_fit(expected, tensors, str(file), "give a bundle as capfilt wrote it")
     return tensors
+
+
+def copy_bundle(bundle: Path, to: Path) -> None:
+    """Copy a bundle of ours, all or nothing: its files and no others."""
+    with whole_folder(to) as folder:
+        for name in _files_of(bundle):
+            (folder / name).parent.mkdir(exist_ok=True)
+            try:
+                shutil.copyfile(bundle / name, folder / name)
+            except FileNotFoundError as error:
+                raise CapfiltError(
+                    f"{bundle / name} is missing, and the bundle's card names it",
+                    fix="copy the bundle again, whole",
+                ) from error
+        for part in folder.glob("*/"):
+            flush_folder(part)
+
+
+def _files_of(bundle: Path) -> list[str]:
+    card = read_card(bundle)
+    names = [CARD_FILE, *card.files]
+    names += [name for name in (CALIBRATION_FILE, METRICS_FILE) if (bundle / name).exists()]
+    halves = [Path(name).parent.name for name in card.files if name.endswith(f"/{CARD_FILE}")]
+    for half in halves:
+        names += [f"{half}/{name}" for name in _files_of(bundle / half) if name != CARD_FILE]
+    names += [name for name in (WEIGHTS_FILE, OWN_WEIGHTS_FILE) if (bundle / name).exists()]
+    return list(dict.fromkeys(names))

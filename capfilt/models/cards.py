@@ -166,6 +166,11 @@ class Card(Settings):
         return isinstance(self.model, Blip2)
 
     @property
+    def is_instructed(self) -> bool:
+        """Whether it answers questions about a picture, and so can be asked whether a text is right."""
+        return isinstance(self.model, Blip2) and self.model.family == "instructblip"
+
+    @property
     def family(self) -> str:
         """What kind of model it is, in a word."""
         if isinstance(self.model, Model):
@@ -214,7 +219,9 @@ def read_card(path: Path) -> Card:
 def identity(card: Card) -> str:
     """Return the digest of all that a model's numbers, or a training that starts from it, depend on."""
     parts = {"weights", "files", "model", "vocabulary_digest", "first_id", "conventions"}
-    return digest_of(card.model_dump(mode="json", include=parts))
+    values = card.model_dump(mode="json", include=parts)
+    values["model"].pop("asked", None)
+    return digest_of(values)
 
 
 def read_calibration(path: Path) -> dict[str, Any] | None:

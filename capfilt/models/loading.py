@@ -108,7 +108,7 @@ def filter_from(
     if bundle.card.is_qformer:
         from capfilt.models.qformer_filter import QFormerFilter
 
-        return QFormerFilter(bundle, torch.device(device), precision)
+        return QFormerFilter(bundle, torch.device(device), precision, matching)
     return MedFilter(bundle, torch.device(device), precision, matching, compiled=compiled)
 
 

@@ -98,7 +98,7 @@ def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> 
     from capfilt.models.prompted import SoftPrompted
 
     for part in (parts.vision, parts.language):
-        if part is not None and _digest(part.path) != part.digest:
+        if part is not None and folder_digest(part.path) != part.digest:
             raise CapfiltError(
                 f"{part.path} changed while it was read",
                 fix="give the same command again, with files that stay",
@@ -124,10 +124,10 @@ def part_vocabulary(parts: Parts | None, settings: Blip2) -> LanguageVocabulary:
 def _found(source: str) -> Frozen:
     found = find_checkpoint(source, may_lack_owner=True)
     path = found.path.absolute()
-    return Frozen(path, found.source, _digest(path))
+    return Frozen(path, found.source, folder_digest(path))
 
 
-def _digest(path: Path) -> str:
+def folder_digest(path: Path) -> str:
     """Return the digest of a model's files: of a bundle what its card says, else of their bytes."""
     if (path / CARD_FILE).exists():
         return identity(read_card(path))

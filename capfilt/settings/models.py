@@ -183,7 +183,9 @@ class Foreign(Settings):
     backend: str = Field(pattern=r"^\w+$")
     """Name of the file in `capfilt.models.backends` that asks it."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What that needs to know."""
+    """What that needs to know, and what its answers depend on."""
+    asked: dict[str, Any] = Field(default_factory=dict)
+    """How it is asked, on which no answer depends: an address, requests at a time."""
 
 
 def _kind(value: Any) -> str:

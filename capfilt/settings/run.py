@@ -12,7 +12,7 @@ from capfilt.layers import Settings
 from capfilt.records import SCORES
 from capfilt.settings.models import Model, Trainable
 from capfilt.settings.training import Clean, Phase, Stream, Training
-from capfilt.settings.use import Decoding, Matching
+from capfilt.settings.use import Decoding, Matching, Server
 
 
 class Input(Settings):
@@ -165,6 +165,9 @@ class Bootstrap(Settings):
     """Joint pre-training (ITC, ITM, LM) of one model that captioner and filter start from."""
     captioner_training: Training = Training(phases=(Phase(lm=1.0),))
     filter_training: Training = Training(phases=(Phase(itc=1.0, itm=1.0),))
+    pretrains: Literal["joint", "captioner"] = "joint"
+    """What `capfilt pretrain` makes: a model that captioner and filter start from, or, with a Q-Former, the
+    captioner that its second stage makes of one (`bundles.init`)."""
     rounds: int = Field(1, ge=1)
     """Rounds of bootstrapping; between two a fresh model is pre-trained on what the first one made."""
     next_round: Training | None = None
@@ -174,6 +177,7 @@ class Bootstrap(Settings):
     input: Input = Input()
     decoding: Decoding = Decoding()
     filter: Matching = Matching()
+    server: Server = Server()
     compute: Compute = Compute()
     judge: Judge = Judge()
     export: Export = Export()

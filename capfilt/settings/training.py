@@ -41,6 +41,8 @@ class Phase(Settings):
     it falls along a cosine."""
     weight_decay: float = Field(0.05, ge=0)
     """AdamW's, for matrices (BLIP, section 4.1: 0.05)."""
+    beta2: float = Field(0.999, gt=0, lt=1)
+    """AdamW's, of the second moment (BLIP-2, section 3.4: 0.98)."""
     decays: Literal["matrices", "everything"] = "matrices"
     """What decays: gains, biases and the temperature are spared, or not (BLIP's released code)."""
     clip_norm: float = Field(1.0, gt=0)

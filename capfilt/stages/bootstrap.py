@@ -120,7 +120,7 @@ def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, prog
     for one in found.given:
         write_given(run.given_file(one.role), one)
     for one in found.given:
-        take_into_run(run, one.role, one, engine, progress)
+        take_into_run(run, one.role, one, settings, engine, progress)
         if one.role == "init":
             record_bundle(run, run.model(one.role))
     context = Context(
@@ -145,11 +145,13 @@ def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, prog
     return finished
 
 
-def take_into_run(run: RunDir, name: str, given: Given, engine: Engine, progress: Progress) -> None:
+def take_into_run(
+    run: RunDir, name: str, given: Given, settings: Bootstrap, engine: Engine, progress: Progress
+) -> None:
     """Have a model that is given as the run's bundle of this name, and record where it came from."""
     is_new = not (run.model(name) / CARD_FILE).exists()
     write_given(run.given_file(name), given)
-    take_given(given, run.model(name), engine)
+    take_given(given, run.model(name), engine, settings.server)
     if is_new:
         progress.say(described(read_card(run.model(name)), given.source))
 
@@ -206,11 +208,11 @@ def _find_given(request: Request, engine: Engine) -> list[Given]:
     bundles, run = request.settings.bundles, RunDir(request.out)
     asked: list[Wanted] = []
     if _trains(request) and bundles.init is not None:
-        asked.append(wanted("init", bundles.init, bundles))
+        asked.append(wanted("init", bundles.init, request.settings))
     if request.settings.recaption and bundles.captioner is not None:
-        asked.append(wanted("captioner", bundles.captioner, bundles))
+        asked.append(wanted("captioner", bundles.captioner, request.settings))
     if request.settings.score and bundles.filter is not None:
-        asked.append(wanted("filter", bundles.filter, bundles))
+        asked.append(wanted("filter", bundles.filter, request.settings))
     return [find_given(one, read_given(run.given_file(one.role)), engine) for one in asked]
 
 
@@ -224,7 +226,8 @@ def _facts(request: Request, found: Inputs, device: str, precision: str) -> dict
     What a next round starts from is that round's affair: it is in `next.json` (`stages.next_model`).
     """
     settings = request.settings
-    left_out = {"judge", "export", "compute", "bundles", "rounds", "next_round", "stream"}
+    # What a server is asked with stands on the card of the captioner.
+    left_out = {"judge", "export", "compute", "bundles", "rounds", "next_round", "stream", "server", "pretrains"}
     choices = settings.model_dump(mode="json", exclude=left_out)
     for name in ("pretrain", "captioner_training", "filter_training"):
         for what in ("checkpoint_every", "validate_every", "log_every"):

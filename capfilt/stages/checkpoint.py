@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
+from capfilt.models.bundle_files import copy_bundle
 from capfilt.models.cards import CARD_FILE, Card, read_card
-from capfilt.stages.given import copy_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path

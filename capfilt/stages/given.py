@@ -8,20 +8,17 @@ same model, though the hub has moved on or cannot be reached.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capfilt.canonical import canonical_json, digest_of
 from capfilt.errors import CapfiltError
-from capfilt.files import flush_folder, whole_folder, write_whole
+from capfilt.files import write_whole
+from capfilt.models.backends.server import is_address
+from capfilt.models.bundle_files import copy_bundle
 from capfilt.models.cards import (
-    CALIBRATION_FILE,
     CARD_FILE,
-    METRICS_FILE,
-    OWN_WEIGHTS_FILE,
-    WEIGHTS_FILE,
     Card,
     identity,
     read_card,
@@ -31,7 +28,7 @@ from capfilt.settings import Foreign
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.foreign import Role
-    from capfilt.settings import Bundles
+    from capfilt.settings import Bootstrap, Server
     from capfilt.stages.context import Engine, Tell
 
 _DESCRIBES = (
@@ -78,11 +75,14 @@ class Wanted:
     source: str
     size_px: int | None
     vocabulary: str
+    server: Server
+    """How it is asked where it is an address."""
 
 
-def wanted(role: Role, source: Path | str, bundles: Bundles) -> Wanted:
+def wanted(role: Role, source: Path | str, settings: Bootstrap) -> Wanted:
     """Return a model as the settings ask for it."""
-    return Wanted(role, str(source), bundles.size_px, bundles.vocabulary)
+    bundles = settings.bundles
+    return Wanted(role, str(source), bundles.size_px, bundles.vocabulary, settings.server)
 
 
 def find_given(asked: Wanted, recorded: Given | None, engine: Engine) -> Given:
@@ -115,15 +115,18 @@ def _check_heads(card: Card, asked: Wanted) -> None:
         )
 
 
-def take_given(given: Given, bundle: Path, engine: Engine) -> None:
-    """Write a model that was found as a bundle, unless it is there."""
-    if (bundle / CARD_FILE).exists():
+def take_given(given: Given, bundle: Path, engine: Engine, server: Server) -> None:
+    """Write a model that was found as a bundle, unless it is there.
+
+    How a server is asked may change from start to start, and is written anew.
+    """
+    if (bundle / CARD_FILE).exists() and not is_address(given.found):
         pass
     elif _is_taken_as_it_is(Path(given.found), given.size_px):
         copy_bundle(Path(given.found), bundle)
     else:
         there = replace(given, vocabulary=_absolute(given.vocabulary))
-        list(engine.run(_take, [(there, bundle.absolute())], devices=["cpu"], threads=1))
+        list(engine.run(_take, [(there, bundle.absolute(), server)], devices=["cpu"], threads=1))
     if identity(read_card(bundle)) != given.identity:
         raise CapfiltError(
             f"{given.source} changed while it was read",
@@ -140,7 +143,7 @@ def given_bundle(asked: Wanted, folder: Path, engine: Engine) -> Path:
     found = Path(given.found)
     if _is_taken_as_it_is(found, given.size_px):
         return found
-    take_given(given, folder, engine)
+    take_given(given, folder, engine, asked.server)
     return folder
 
 
@@ -155,22 +158,6 @@ def write_given(file: Path, given: Given) -> None:
     """Record a model that is about to be taken; what is recorded stays."""
     if not file.exists():
         write_whole(file, canonical_json(asdict(given)))
-
-
-def copy_bundle(bundle: Path, to: Path) -> None:
-    """Copy a bundle of ours, all or nothing: its files and no others."""
-    with whole_folder(to) as folder:
-        for name in _files_of(bundle):
-            (folder / name).parent.mkdir(exist_ok=True)
-            try:
-                shutil.copyfile(bundle / name, folder / name)
-            except FileNotFoundError as error:
-                raise CapfiltError(
-                    f"{bundle / name} is missing, and the bundle's card names it",
-                    fix="copy the bundle again, whole",
-                ) from error
-        for part in folder.glob("*/"):
-            flush_folder(part)
 
 
 def described(card: Card, source: str) -> str:
@@ -223,35 +210,40 @@ def content_digest(path: Path) -> str:
 
 def _look(asked: Wanted, _device: str, _tell: Tell) -> Given:
     """Read a model whole and say what it comes to; done by a worker."""
-    from capfilt.models.checkpoints.foreign import import_checkpoint
-    from capfilt.models.checkpoints.hub import find_checkpoint
+    from capfilt.models.checkpoints.importing import read_model
 
-    found = find_checkpoint(asked.source)
+    ready = read_model(
+        asked.source,
+        Path(),
+        role=asked.role,
+        vocabulary=asked.vocabulary,
+        size_px=asked.size_px,
+        server=asked.server,
+    )
+    found = ready.found
     where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
-    card = import_checkpoint(
-        where, found.path, role=asked.role, vocabulary=asked.vocabulary, size_px=asked.size_px
-    ).bundle.card
-    return _given(asked, card, found.path, where, found.revision)
+    where = found.source if is_address(found.source) else where
+    return _given(asked, ready.card, found.path, where, found.revision)
 
 
-def _take(job: tuple[Given, Path], _device: str, _tell: Tell) -> None:
+def _take(job: tuple[Given, Path, Server], _device: str, _tell: Tell) -> None:
     """Write a model that was found as a bundle; done by a worker."""
-    from capfilt.models.checkpoints.foreign import import_checkpoint
-    from capfilt.models.checkpoints.hub import find_checkpoint
+    from capfilt.models.checkpoints.importing import find_model, read_model
 
-    given, to = job
-    found = find_checkpoint(given.found)
-    if _is_taken_as_it_is(found.path, given.size_px):
-        copy_bundle(found.path, to)
+    given, to, server = job
+    path = find_model(given.found).path
+    if _is_taken_as_it_is(path, given.size_px):
+        copy_bundle(path, to)
         return
-    packed = import_checkpoint(
+    ready = read_model(
         given.found,
         to,
         role=given.role,
         vocabulary=given.vocabulary,
         size_px=given.size_px,
+        server=server,
     )
-    packed.write()
+    ready.write()
 
 
 def _given(asked: Wanted, card: Card, path: Path, where: str, revision: str | None) -> Given:
@@ -281,18 +273,6 @@ def _is_taken_as_it_is(path: Path, size_px: int | None) -> bool:
 def _absolute(given: str) -> str:
     """Return a path that exists as an absolute one: a worker may have been started elsewhere."""
     return str(Path(given).absolute()) if given and Path(given).exists() else given
-
-
-def _files_of(bundle: Path) -> list[str]:
-    card = read_card(bundle)
-    names = [CARD_FILE, *card.files]
-    names += [name for name in (CALIBRATION_FILE, METRICS_FILE) if (bundle / name).exists()]
-    halves = [Path(name).parent.name for name in card.files if name.endswith(f"/{CARD_FILE}")]
-    for half in halves:
-        names += [f"{half}/{name}" for name in _files_of(bundle / half) if name != CARD_FILE]
-    if card.kind != "joint":
-        names += [name for name in (WEIGHTS_FILE, OWN_WEIGHTS_FILE) if (bundle / name).exists()]
-    return list(dict.fromkeys(names))
 
 
 def _sha256(file: Path) -> str:

@@ -77,13 +77,14 @@ def pretrain(
     *,
     leads: bool = True,
 ) -> Card | None:
-    """Pre-train a joint model and return its card; a killed pre-training goes on where it stopped.
+    """Pre-train a joint model, or a captioner with a Q-Former, and return its card.
 
-    Of several processes only the one that leads holds the place, keeps the record and returns the card. A
-    joint bundle is replaced, a folder of other things is refused.
+    A killed pre-training goes on where it stopped. Of several processes only the one that leads holds the
+    place, keeps the record and returns the card. A bundle of the same kind is replaced, a folder of other
+    things is refused.
     """
     out = out.absolute()
-    check_place("joint", out)
+    check_place(settings.pretrains, out)
     training = training_of(settings)
     pairs = find_pairs(data, clean, settings, engine)
     work = out.with_name(f".{out.name}.training")
@@ -95,7 +96,7 @@ def pretrain(
                 shutil.rmtree(work)  # nothing was begun that could go on
         if not leads:
             return None
-        progress.say(told(result))
+        progress.say(told(result, settings.pretrains))
         shutil.rmtree(work, ignore_errors=True)  # the lock goes with what it guards
     return read_card(out)
 
@@ -118,7 +119,8 @@ def _pretrain_there(
         init = start_model(settings, work, engine, progress) if leads else work / "init"
     job = PretrainingJob(
         out=out,
-        checkpoint=work / "joint.pt",
+        checkpoint=work / f"{settings.pretrains}.pt",
+        kind=settings.pretrains,
         model=settings.model,
         training=training,
         pools=pairs.pools,
@@ -154,9 +156,9 @@ def run_pretraining(
     return result
 
 
-def told(result: Trained) -> str:
+def told(result: Trained, kind: str = "joint") -> str:
     """Return what a pre-training came to, in words."""
-    words = f"joint: {result.pairs} pairs in a pass, {result.held_out} held out"
+    words = f"{kind}: {result.pairs} pairs in a pass, {result.held_out} held out"
     words += f", {result.apart} like these left out" if result.apart else ""
     words += f", refused {_counted(result.refused)}" if result.refused else ""
     words += f"; met pictures that cannot be used, {_counted(result.met)}" if result.met else ""

@@ -107,13 +107,13 @@ def start_model(settings: Bootstrap, work: Path, engine: Engine, progress: Progr
     source = settings.bundles.init
     assert source is not None
     record, bundle = work / "init.json", work / "init"
-    given = find_given(wanted("init", source, settings.bundles), read_given(record), engine)
+    given = find_given(wanted("init", source, settings), read_given(record), engine)
     if (bundle / CARD_FILE).exists() and identity(read_card(bundle)) != given.identity:
         # Left by a training that began from another model.
         shutil.rmtree(bundle)
         record.unlink(missing_ok=True)
     write_given(record, given)
-    take_given(given, bundle, engine)
+    take_given(given, bundle, engine, settings.server)
     progress.say(described(read_card(bundle), given.source))
     return bundle
 

@@ -24,6 +24,7 @@ def optimizer_of(model: nn.Module, phase: Phase) -> torch.optim.AdamW:
             {"params": others, "weight_decay": 0.0},
         ],
         lr=phase.learning_rate,
+        betas=(0.9, phase.beta2),
         fused=True,
     )
 

@@ -17,6 +17,7 @@ from theirs import transformers_folder
 
 from capfilt.errors import CapfiltError
 from capfilt.models.bundle import load_bundle
+from capfilt.models.bundle_files import copy_bundle
 from capfilt.models.cards import identity, read_card
 from capfilt.models.checkpoints.foreign import AS_RELEASED, AS_TRANSFORMERS, import_checkpoint
 from capfilt.models.checkpoints.names import Naming
@@ -25,7 +26,7 @@ from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 from capfilt.provenance.rundir import RunDir, recorded_facts
 from capfilt.settings import Images, Matching, Model, Text, Vision
 from capfilt.stages import bootstrap as bootstrap_module
-from capfilt.stages.given import copy_bundle, take_given
+from capfilt.stages.given import take_given
 from capfilt.stages.judge import filters_of
 from capfilt.stages.process import RecaptionAndScore
 from capfilt.stages.rescore import score_run

@@ -42,7 +42,7 @@ PROMPT = "Describe the image in one short sentence."
 CONVENTIONS = Conventions(prompt=PROMPT, min_tokens=0, max_tokens=64)
 """A sentence of a chat model is longer than one of BLIP's, and it knows itself when it has ended."""
 ASKING = frozenset({"url", "api_key_env", "concurrency", "timeout_s", "retries", "backoff_s"})
-"""Options of a card that say how the server is asked: no caption depends on them."""
+"""What a card holds of how the server is asked: no caption depends on it."""
 LEAST_SIDE_PX = 32
 """A picture is stretched to at least this. The web has pictures of one pixel, and of one row of them, and
 models of patches refuse them (Qwen2-VL: sides below 28 pixels, one side 200 times the other), so that one
@@ -103,13 +103,15 @@ def describe(url: str, settings: Server) -> Card:
     if isinstance(meta, dict):  # llama.cpp: its quantisations differ in size, and the name may not say which
         told |= {name: meta[name] for name in ("n_params", "size") if isinstance(meta.get(name), int)}
     identity = {name: value for name, value in told.items() if name != "owned_by"}
+    said_of_it = {**settings.model_dump(mode="json"), "url": where, "model": model, "told": told}
     return Card(
         kind="captioner",
         objectives=("lm",),
         weights=digest_of({"server": "openai", "model": model, "root": None, **identity}),
         model=Foreign(
             backend="server",
-            options={**settings.model_dump(mode="json"), "url": where, "model": model, "told": told},
+            options={name: value for name, value in said_of_it.items() if name not in ASKING},
+            asked={name: value for name, value in said_of_it.items() if name in ASKING},
         ),
         vocabulary=0,
         conventions=CONVENTIONS,
@@ -121,7 +123,7 @@ def captioner(_bundle: Path, card: Card, _device: str, _precision: str) -> Serve
 
     Raises CapfiltError where the server does not answer, or serves another model by now.
     """
-    options = dict(card.foreign.options)
+    options = {**card.foreign.options, **card.foreign.asked}
     url = options.pop("url")
     options.pop("told")
     settings = validated(Server, options)
@@ -141,7 +143,7 @@ class ServerCaptioner:
     def __init__(self, card: Card, settings: Server) -> None:
         self.digest = card.weights
         told = card.foreign.options["told"]
-        self._url: str = card.foreign.options["url"]
+        self._url: str = card.foreign.asked["url"]
         self._settings = settings
         self._owner: str = told.get("owned_by", "")
         self._dialect = DIALECTS.get(self._owner, OTHER)

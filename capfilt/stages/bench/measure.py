@@ -117,7 +117,7 @@ def _taken(role: Role, settings: Bootstrap, folder: Path, engine: Engine) -> Pat
     source: Path | None = getattr(settings.bundles, role)
     if source is None:
         return None
-    return given_bundle(wanted(role, source, settings.bundles), folder / role, engine)
+    return given_bundle(wanted(role, source, settings), folder / role, engine)
 
 
 def _decoding(captioner: Path | None, chosen: Decoding) -> SettledDecoding:

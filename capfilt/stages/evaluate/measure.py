@@ -112,7 +112,7 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
 def _taken(request: EvaluationRequest, folder: Path, engine: Engine) -> Path:
     """Return the bundle of the model, which must have learnt what the task needs."""
     role, needs = _ROLES[request.task]
-    bundle = given_bundle(wanted(role, Path(request.model), request.settings.bundles), folder, engine)
+    bundle = given_bundle(wanted(role, request.model, request.settings), folder, engine)
     card = read_card(bundle)
     if not needs.intersection(card.objectives):
         verb = "write captions" if request.task == "caption" else "score pairs"
