@@ -45,10 +45,10 @@ def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
 def build_language_model(config: Mapping[str, Any]) -> Any:
     """Return a language model of this structure, frozen, with fresh weights in torch's default type.
 
-    `config` is what the config.json of a transformers folder holds. Its activation is kept: LAVIS computes
-    FlanT5 with the exact GELU, and says so in no file. Input and output embeddings that the config keeps
-    apart stay so, where transformers ties those of T5 and would read one into the other. Raises CapfiltError
-    for a config that transformers does not know or cannot build.
+    `config` is what the config.json of a transformers folder holds, and its activation is kept: LAVIS has
+    the exact GELU in FlanT5, which the config of a released BLIP-2 says and that of FlanT5 does not. Input
+    and output embeddings that the config keeps apart stay so, where transformers ties those of T5 and would
+    read one into the other. Raises CapfiltError for a config that transformers does not know or cannot build.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -94,8 +94,7 @@ def recompute_layers(model: Any, on: bool) -> None:
         if isinstance(layer, GradientCheckpointingLayer):
             layer.__dict__.pop("forward", None)
             if on:
-                forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-                layer.__dict__["forward"] = forward
+                layer.__dict__["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def longest_text(model: Any) -> int | None:
@@ -172,5 +171,5 @@ def decoder_start(model: Any) -> int:
                 return int(getattr(source, name))
     raise CapfiltError(
         "model.language.config names no decoder_start_token_id",
-        fix="set it, e.g. --set model.language.config.decoder_start_token_id=0 (T5: its padding)",
+        fix="name it in the config.json of the language model's folder; T5's is 0, its padding",
     )

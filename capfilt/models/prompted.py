@@ -90,12 +90,8 @@ class SoftPrompted(Learner):
 
     def checkpoint_gradients(self, on: bool) -> None:
         """Have the backward pass compute states again instead of keeping them, or not."""
-        qformer: Any = self.qformer
+        recompute_layers(self.qformer, on)
         recompute_layers(self.language_model, on)
-        if on:
-            qformer.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            qformer.gradient_checkpointing_disable()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return image states, (images, states, image width), of pixels (images, 3, side, side)."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from capfilt.data.images import normalise
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models.captioner import Tokens, _numbers
 from capfilt.models.devices import inference_type
+from capfilt.models.frozen import frozen_states
 from capfilt.models.language_model import longest_text
 from capfilt.models.prompted import read_instructions
 
@@ -37,15 +37,15 @@ class PromptedCaptioner:
         self.digest = bundle.card.weights
         self.model = ready(bundle.model, device, precision)
         self.tokens = Tokens()
-        self._settings = bundle.card.blip2
+        self._card = bundle.card
+        self._precision = precision
         self._vocabulary = bundle.vocabulary
         self._reader = bundle.reader
-        self._name = (bundle.card.weights, precision, str(device))
 
     @property
     def images(self) -> Images:
         """How it sees a picture."""
-        return self._settings.images
+        return self._card.blip2.images
 
     @torch.inference_mode()
     def caption(
@@ -80,23 +80,19 @@ class PromptedCaptioner:
 
     def _soft_prompts(self, batch: ImageBatch, prompt: str) -> Tensor:
         """Return what stands before the prompt's words; made once for a batch, or for each instruction."""
-        images, device = self.images, self.model.device
-
-        def encode() -> Tensor:
-            pixels = torch.from_numpy(batch.squares(images))
-            if device.type == "cuda":
-                pixels = pixels.pin_memory().to(device, non_blocking=True)
-            return self.model.encode_image(normalise(pixels, images))
+        model, device = self.model, self.model.device
 
         def ask() -> Tensor:
-            states = batch.states((*self._name, "image"), encode)
+            encoder = model.vision_model
+            states = encoder.normed(frozen_states(batch, encoder, self._card, self._precision, device))
             if self._reader is None:
-                return self.model.soft_prompts(states)
-            longest = self._settings.qformer.max_tokens
+                return model.soft_prompts(states)
+            longest = self._card.blip2.qformer.max_tokens
             asked = read_instructions(self._reader, [prompt] * len(batch), longest)
-            return self.model.soft_prompts(states, asked.to(device))
+            return model.soft_prompts(states, asked.to(device))
 
-        return batch.states((*self._name, "prompts", *([] if self._reader is None else [prompt])), ask)
+        name = (self.digest, self._precision, str(device), "soft prompts")
+        return batch.states(name if self._reader is None else (*name, prompt), ask)
 
     def _written(
         self, writing: Writing, start: Tensor, decoding: SettledDecoding, numbers: Tensor | None
