@@ -233,7 +233,7 @@ def _asked(batch: Batch | InstructedBatch) -> Words | None:
 
 def _everywhere(ids: Sequence[int], like: Tensor) -> Words:
     """Return the same tokens for as many rows as `like` (rows, tokens) has, on its device."""
-    rows = torch.tensor(ids, dtype=torch.long, device=like.device).expand(len(like), -1)
+    rows = sent(torch.tensor(ids, dtype=torch.long), like.device).expand(len(like), -1)
     return Words(rows, torch.ones_like(rows, dtype=torch.bool))
 
 
