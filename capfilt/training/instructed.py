@@ -204,7 +204,11 @@ class InstructedBatches:
         world: World = ALONE,
         threads: int = 0,
     ) -> None:
-        """`weights` are by task; a task without examples takes no part. CapfiltError where none has any."""
+        """`weights` are by task; a task without examples takes no part.
+
+        Raises CapfiltError where none has any, and where no template of a task fits one of its examples: at
+        once, and not when that is met.
+        """
         self.refused: Counter[str] = Counter()
         """Pictures of this process's rows that could not be used, counted by reason each time one is met."""
         self._tasks = [task for task in tasks if task.examples]
@@ -212,6 +216,9 @@ class InstructedBatches:
             raise CapfiltError(
                 "no data set has an example to train on", fix="name data sets whose files can be read"
             )
+        for task in self._tasks:
+            for example in {frozenset(example.parts): example for example in task.examples}.values():
+                instruct(example, task.templates)
         sizes = [len(task.examples) for task in self._tasks]
         self._mixture = Mixture(sizes, [weights[task.name] for task in self._tasks])
         self._reader, self._world, self._threads = reader, world, threads
