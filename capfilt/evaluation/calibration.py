@@ -62,14 +62,17 @@ def hardest_captions(
 ) -> list[int | None]:
     """Return, for each pair, the pair whose wrong caption is most similar by ITC; None without one.
 
-    Features are of unit length, shape (pairs, embed).
+    Features are of unit length, shape (pairs, embed). A picture may have several, (pairs, queries, embed), of
+    which the one that is most like a caption counts (BLIP-2).
     """
     import numpy as np
 
     groups = np.array([pair.group_id for pair in pairs])
     hardest: list[int | None] = []
     for number, features in enumerate(image_features):
-        similarities = text_features @ features
+        similarities = text_features @ features.T
+        if similarities.ndim == 2:
+            similarities = similarities.max(axis=1)
         similarities[groups == groups[number]] = -np.inf
         best = int(similarities.argmax())
         hardest.append(best if np.isfinite(similarities[best]) else None)
