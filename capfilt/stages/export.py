@@ -27,7 +27,8 @@ from capfilt.provenance.policy import Policy, newest_policy
 from capfilt.records import BEST_FIRST, SCORES, Source
 from capfilt.stages.context import Outcome
 from capfilt.stages.dataset_card import dataset_card
-from capfilt.stages.judge import loosening_command, mend_command, weak_scores_of
+from capfilt.stages.judge import filters_of, loosening_command, mend_command, weak_scores_of
+from capfilt.stages.wishes import Filters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -158,9 +159,11 @@ def _weak(run: RunDir, policy: Policy) -> list[str]:
 def _policy(run: RunDir) -> Policy:
     newest = newest_policy(run)
     if newest is None:
+        scored_by = filters_of(run)
+        rule = Filters.of(run, scored_by).usual_rule if scored_by else ["--itm", "0.5"]
         raise CapfiltError(
             f"{run.path} has no policy yet: nobody decided which pairs are kept",
-            fix=f"decide first, e.g. capfilt judge {shlex.quote(str(run.path))} --itm 0.5",
+            fix=f"decide first, e.g. capfilt judge {shlex.quote(str(run.path))} {' '.join(rule)}",
         )
     return newest[1]
 

@@ -7,8 +7,10 @@ import shlex
 from typing import TYPE_CHECKING
 
 import pytest
-from made_run import FILTER, made_run, started_run
+from made_run import FILTER, SHARD, made_run, started_run
 
+from capfilt.provenance.catalog import open_catalog
+from capfilt.provenance.commit import commit_scores
 from capfilt.provenance.policy import policies
 
 if TYPE_CHECKING:
@@ -91,6 +93,41 @@ def test_judge_by_a_filter_that_never_scored_is_the_users_error(capfilt: Capfilt
     ended = capfilt("judge", run.path, "--with-filter", "abc")
     assert ended.exit_code == 2
     assert FILTER[:12] in ended.stderr
+
+
+def test_judge_combines_filters_that_scored_the_run(capfilt: Capfilt, run: RunDir) -> None:
+    digest = "1a2b3c4d" * 8
+    pairs = {pair: 0.9 if key == "cat" else 0.3 for pair, key in _pairs(run)}
+    rows = [{"pair_id": p, "filter": digest, "score": "vqa", "value": value} for p, value in pairs.items()]
+    commit_scores(run, SHARD, filter_digest=digest, fingerprint="more", scores=rows)
+
+    ended = capfilt("judge", run.path, "--itm", "0.5", "--also", "1a2b:vqa=0.5", "--json")
+    value = json.loads(ended.stdout)
+    # By hand: of the three with ITM of at least 0.5 the dog's has 0.3 by the other filter.
+    assert sum(row["pairs"] for row in value["verdicts"] if row["keep"]) == 2
+    assert value["words"] == "ITM of at least 0.5; VQA by filter 1a2b3c4d of at least 0.5"
+    assert value["rules"][1]["filter"] == digest
+
+    ended = capfilt("judge", run.path, "--per-image", "1", "--by", "itm+1a2b:vqa")
+    assert "the best by ITM + VQA by filter 1a2b3c4d" in ended.stdout
+    for words in (
+        ["--also", "1a2b:vqa"],
+        ["--also", "ffff:vqa=0.5"],
+        ["--also", "1a2b:itm=0.5"],
+        ["--vqa", "0.5"],
+    ):
+        refused = capfilt("judge", run.path, *words)
+        assert refused.exit_code == 2, words
+        assert "  fix: " in refused.stderr
+    assert capfilt("judge", run.path, "--by", "beauty").exit_code == 2
+    alone = capfilt("judge", run.path, "--with-filter", "1a2b", "--vqa", "0.9")
+    assert alone.exit_code == 0, alone.stderr
+    assert len(policies(run)) == 4
+
+
+def _pairs(run: RunDir) -> list[tuple[str, str]]:
+    with open_catalog(run) as catalog:
+        return catalog.execute("SELECT pair_id, key FROM pairs").fetchall()
 
 
 def test_judge_on_a_run_that_nobody_judged_says_how_to(capfilt: Capfilt, tmp_path: Path) -> None:

@@ -180,10 +180,22 @@ def test_a_cosine_may_be_negative_and_a_probability_may_not() -> None:
     assert choose_threshold("itc", "-0.2", None, noise_rate=0.5).threshold == -0.2
     assert choose_threshold("itm", "1", None, noise_rate=0.5).threshold == 1.0
     assert choose_threshold("itm", "0.6", None, noise_rate=0.5).words == ""
-    for score, wish in [("itm", "-0.2"), ("itm", "1.01"), ("itc", "-1.5"), ("itc", "2")]:
+    for score, wish in [("itm", "-0.2"), ("itm", "1.01"), ("itc", "-1.5"), ("itc", "2"), ("vqa", "-0.2")]:
         with pytest.raises(CapfiltError, match=f"--{score} {wish}") as caught:
-            choose_threshold(score, wish, None, noise_rate=0.5)  # type: ignore[arg-type]
+            choose_threshold(score, wish, None, noise_rate=0.5)
         assert f"--{score} 0.5" in caught.value.fix
+
+
+def test_what_is_asked_of_a_further_filter_is_refused_in_the_words_it_was_asked_in() -> None:
+    for wish, what in (
+        ("2", "ITC is a cosine"),
+        ("auto:recall=0.9", "uncalibrated"),
+        ("auto:f1=1", "not understood"),
+    ):
+        with pytest.raises(CapfiltError, match=what) as caught:
+            choose_threshold("itc", wish, None, noise_rate=0.5, of="1a2b")
+        assert caught.value.what.startswith(f"--also 1a2b:itc={wish}")
+        assert "--also 1a2b:itc=" in caught.value.fix
 
 
 @pytest.mark.parametrize("wish", ["nan", "inf", "half", "", "auto", "0.5 "[:3] + "x"])

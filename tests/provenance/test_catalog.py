@@ -20,6 +20,7 @@ from capfilt.provenance.catalog import (
     schema_text,
 )
 from capfilt.provenance.commit import commit_scores, record_calibration, record_metrics, record_model
+from capfilt.provenance.pairs import score_columns
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, write_policy
 from capfilt.provenance.rundir import RunDir, StageRecord, record_run, save_stage
 from capfilt.provenance.schema import CALIBRATION, METRICS, MODELS, TABLES, Column, Table
@@ -141,6 +142,51 @@ def test_a_further_filter_stands_in_pairs_when_the_policy_names_it(run: RunDir) 
     assert query(run, chosen) == [(digest,)]
     assert query(run, "SELECT count(*), bool_and(keep), max(itc) FROM pairs") == [(6, True, None)]
     assert query(run, "SELECT count(*) FROM scores") == [(18,)]
+
+
+def test_the_scores_of_every_filter_stand_side_by_side(run: RunDir) -> None:
+    shard, second, third = made.shard(), "a1" * 32, "0123456789abcdef" * 4
+    made.commit(run, shard)
+    pairs = [row["pair_id"] for row in made.rows(shard)["captions"]]
+    for digest, rows in (
+        (second, [made.score(pair, "vqa", i / 10, second) for i, pair in enumerate(pairs)]),
+        # One that met only some captions, and a name that is no digest, which gets no column.
+        (third, [made.score(pair, name, 0.5, third) for pair in pairs[:2] for name in ("itc", "itm")]),
+        ("b'; --", [made.score(pairs[0], "itm", 0.1, "b'; --")]),
+    ):
+        commit_scores(run, shard, filter_digest=digest, fingerprint="more", scores=rows)
+    with open_catalog(run) as connection:
+        assert score_columns(connection) == [
+            "itc",
+            "itm",
+            "vqa",
+            "itc_01234567",
+            "itm_01234567",
+            "vqa_a1a1a1a1",
+        ]
+    columns = "itm, vqa, itm_01234567, vqa_a1a1a1a1, filter"
+    assert query(run, f"SELECT {columns} FROM pairs ORDER BY vqa_a1a1a1a1") == [
+        (i / 10, None, 0.5 if i < 2 else None, i / 10, made.FILTER) for i in range(6)
+    ]
+    # Judged by another one, the first is a further filter itself; a pair that lacks a score is unscored.
+    policy = Policy((AtLeast("vqa", 0.2), AtLeast("itm", 0.4, filter=third)), filter=second)
+    write_policy(run, policy)
+    rows = query(run, "SELECT itm_ffffffff, vqa, itm_01234567, reason FROM pairs ORDER BY vqa")
+    assert rows[0] == (0.0, 0.0, 0.5, "below_threshold")
+    assert rows[5] == (0.5, 0.5, None, "unscored")
+    by_first = Policy((AtLeast("itm", 0.3), AtLeast("vqa", 0.4, filter=second)), filter=made.FILTER)
+    assert query(run, "SELECT itm FROM pairs WHERE keep ORDER BY 1", by_first) == [(0.4,), (0.5,)]
+    rebuild_catalog(run)
+    with duckdb.connect(run.catalog_file, read_only=True) as plain:
+        everything = "SELECT * FROM pairs ORDER BY ALL"
+        assert plain.execute(everything).fetchall() == query(run, everything)
+        assert len(plain.execute("SELECT * FROM lineage").fetchall()) == 6
+
+
+def test_a_score_that_nobody_measured_is_a_column_of_nulls_where_a_policy_reads_it(run: RunDir) -> None:
+    made.commit(run, made.shard())
+    policy = Policy((AtLeast("itc", 0.1, filter="c" * 64),))
+    assert query(run, "SELECT DISTINCT itc_cccccccc, reason FROM pairs", policy) == [(None, "unscored")]
 
 
 def test_the_summary_counts_pairs_and_samples(run: RunDir) -> None:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING
 
-from made_run import CAPTIONER, FILTER, HOSTILE, SCORES, made_run, started_run
+from made_run import CAPTIONER, FILTER, HOSTILE, SCORES, SHARD, made_run, started_run
 
+from capfilt.provenance.catalog import open_catalog
+from capfilt.provenance.commit import commit_scores
 from capfilt.provenance.policy import AtLeast, Policy, write_policy
 from capfilt.provenance.rundir import StageRecord, save_stage
+from capfilt.reports.show import show
 from capfilt.reports.summary import BINS, summarise
+from capfilt.reports.text import terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,3 +194,32 @@ def test_a_run_that_was_stopped_between_rounds_goes_on_first(tmp_path: Path) -> 
     save_stage(run, StageRecord("pretrain_next", 2, started=200.0))
 
     assert summarise(run)["next_command"] == "capfilt bootstrap 'my web' --out run"
+
+
+def test_a_further_filters_scores_are_summed_up_beside_the_first_ones(tmp_path: Path) -> None:
+    run, digest = made_run(tmp_path / "run"), "1a2b3c4d" * 8
+    with open_catalog(run) as catalog:
+        pairs = catalog.execute("SELECT pair_id FROM pairs ORDER BY 1").fetchall()
+    rows = [
+        {"pair_id": pair, "filter": digest, "score": "vqa", "value": number / 10}
+        for number, (pair,) in enumerate(pairs)
+    ]
+    commit_scores(run, SHARD, filter_digest=digest, fingerprint="more", scores=rows)
+
+    summary = summarise(run)
+
+    names = [(row["score"], row["filter"], row["source"]) for row in summary["scores"]]
+    assert names[:4] == [(s, None, of) for s in ("itm", "itc") for of in ("web", "synthetic")]
+    assert names[4:] == [("vqa", "1a2b3c4d", "web"), ("vqa", "1a2b3c4d", "synthetic")]
+    further = summary["scores"][4:]
+    assert (
+        sum(row["pairs"] for row in further)
+        == sum(sum(r["histogram"]["pairs"]) for r in further)
+        == len(rows)
+    )
+    assert {(row["histogram"]["low"], row["histogram"]["high"]) for row in further} == {(0, 1)}
+    assert all(example["vqa_1a2b3c4d"] is not None for example in summary["examples"])
+    text = io.StringIO()
+    show(summary, terminal(text, width=120))
+    assert "VQA by filter 1a2b3c4d web        0.00 |" in text.getvalue()
+    assert "ITM 0.90, ITC 0.40, VQA by filter 1a2b3c4d 0." in text.getvalue()
