@@ -107,12 +107,11 @@ def longest_text(model: Any) -> int | None:
 class Continued:
     """A language model in the middle of texts, a row each, that began with states in front.
 
-    Rows have the same length: nothing is padded.
+    Rows have the same length and nothing is padded, so that no mask is given: transformers would ask a GPU
+    whether it masks anything, and wait for the answer at every token.
     """
 
     model: Any
-    seen: Tensor
-    """(rows, positions) of ones: what the decoder, or the encoder of an encoder-decoder, has read."""
     cache: Any = None
     encoded: Tensor | None = None
     """States of the encoder, (rows, positions, width)."""
@@ -125,18 +124,16 @@ class Continued:
         """
         words = model.get_input_embeddings()
         embedded = torch.cat([prompts.to(words.weight.dtype), words(ids)], 1)
-        begun = cls(model, embedded.new_ones(embedded.shape[:2], dtype=torch.long))
         if not model.config.is_encoder_decoder:
+            begun = cls(model)
             return begun, begun._read(inputs_embeds=embedded)
-        begun.encoded = model.get_encoder()(inputs_embeds=embedded, attention_mask=begun.seen)[0]
-        start = ids.new_full((len(embedded), 1), decoder_start(model))
-        return begun, begun.next_logits(start)
+        begun = cls(model, encoded=model.get_encoder()(inputs_embeds=embedded)[0])
+        return begun, begun.next_logits(ids.new_full((len(embedded), 1), decoder_start(model)))
 
     def next_logits(self, ids: Tensor) -> Tensor:
         """Return the logits, (rows, vocabulary), after these ids (rows, tokens), which are then read."""
         if self.encoded is not None:
             return self._read(decoder_input_ids=ids, encoder_outputs=(self.encoded,))
-        self.seen = torch.cat([self.seen, torch.ones_like(ids)], 1)
         return self._read(input_ids=ids)
 
     def repeat(self, times: int) -> Continued:
@@ -144,20 +141,17 @@ class Continued:
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(times)
         encoded = None if self.encoded is None else self.encoded.repeat_interleave(times, 0)
-        return Continued(self.model, self.seen.repeat_interleave(times, 0), cache, encoded)
+        return Continued(self.model, cache, encoded)
 
     def take(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was."""
         self.cache.batch_select_indices(rows)
-        self.seen = self.seen[rows]
         self.encoded = None if self.encoded is None else self.encoded[rows]
 
     def _read(self, **inputs: Any) -> Tensor:
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             inputs["logits_to_keep"] = 1
-        read = self.model(
-            **inputs, attention_mask=self.seen, past_key_values=self.cache, use_cache=True, return_dict=True
-        )
+        read = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
         self.cache = read.past_key_values
         logits: Tensor = read.logits[:, -1]
         return logits

@@ -16,6 +16,8 @@ from small_language import (
     small_prompted_bundle,
 )
 from small_models import part, pictures
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.cache_utils import DynamicLayer
 
 from capfilt.data.images import normalise
 from capfilt.draws import uniforms
@@ -23,7 +25,7 @@ from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models import prompted_captioner
 from capfilt.models.prompted import Words, read_instructions
-from capfilt.models.prompted_captioner import PromptedCaptioner
+from capfilt.models.prompted_captioner import PromptedCaptioner, Writing
 from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:
@@ -293,6 +295,46 @@ def test_t5_has_places_without_end(made: Made) -> None:
     captioner = PromptedCaptioner(made("t5"), CPU)
     decoding = SettledDecoding(method="greedy", max_tokens=80, min_tokens=80)
     assert len(captioner.caption(pictures(1), decoding, seed=0, candidates=1)[0][0].split()) > 20
+
+
+@pytest.mark.parametrize("method", ["nucleus", "greedy", "beam"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_are_written_on_a_gpu_without_waiting_for_it(
+    kind: LanguageKind, method: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without numbers, on a device of that name: what asks for a number, or mixes devices, raises."""
+    bundle = made(kind)
+    monkeypatch.setattr(
+        "capfilt.models.decoding.on_host", lambda numbers: [int(numbers.dtype != torch.bool)] * len(numbers)
+    )
+
+    def begun_empty(cache: Any, keys: Tensor, values: Tensor) -> None:
+        """As there, but for torch.tensor([]), which has a device of that name made in earnest."""
+        cache.dtype, cache.device, cache.is_initialized = keys.dtype, keys.device, True
+        cache.keys, cache.values = keys.new_empty(0), values.new_empty(0)
+
+    monkeypatch.setattr(DynamicLayer, "lazy_initialization", begun_empty)
+    decoding = SettledDecoding.model_validate({"method": method, "max_tokens": 6, "repetition_penalty": 1.1})
+    each = {"nucleus": 3, "greedy": 1, "beam": decoding.beams}[method]
+    model, vocabulary = bundle.model, bundle.vocabulary
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        for module in model.modules():
+            for name, tensor in module.named_parameters(recurse=False):
+                module.register_parameter(name, torch.nn.Parameter(torch.empty_like(tensor, device="cuda")))
+            for name, tensor in module.named_buffers(recurse=False):
+                module.register_buffer(name, torch.empty_like(tensor, device="cuda"), persistent=False)
+        states = torch.zeros(4, 5, 32, device="cuda")
+        read = torch.zeros(4, len(vocabulary.prompt("a red")), dtype=torch.long, device="cuda")
+        begun, logits = model.begin(model.soft_prompts(states), read)
+        writing = Writing(begun, logits, each)
+        if method == "beam":
+            ids = search.beam(writing.next_logits, writing.reorder, read, decoding, 3)
+        else:
+            numbers = torch.zeros(4 * each, 6, dtype=torch.float64, device="cuda")
+            given = numbers if method == "nucleus" else None
+            ids = search.write(writing.next_logits, read, decoding, 3, given, each=each, keep=writing.keep)
+        assert ids.device.type == "cuda"
+        assert ids.shape == (4 * (each if method == "nucleus" else 1), 6)
 
 
 def test_in_bf16_what_is_frozen_is_narrow_and_the_qformer_is_not(made: Made) -> None:
