@@ -165,9 +165,9 @@ class ChatCaptioner:
         self, inputs: dict[str, Tensor], decoding: SettledDecoding, numbers: Tensor | None, each: int
     ) -> Tensor:
         """Return ids, (pictures, captions of each, max_tokens), by `numbers`, or of the one best caption."""
-        start = inputs.pop("input_ids")
+        writing = Writing(self._model, inputs)
+        start = writing.start
         self.passes += len(start)
-        writing = Writing(self._model, inputs, len(start))
 
         def next_logits(new: Tensor) -> Tensor:
             return with_one_end(writing.next_logits(new), self._ends, likeliest=decoding.method == "greedy")
@@ -195,11 +195,12 @@ class Writing:
     its `generate` does it.
     """
 
-    def __init__(self, model: Any, inputs: dict[str, Tensor], pictures: int) -> None:
+    def __init__(self, model: Any, inputs: dict[str, Tensor]) -> None:
         from transformers import DynamicCache
 
         self._model = model
-        self._rows = pictures
+        self._prompts = inputs.pop("input_ids")
+        self._rows = len(self._prompts)
         self._is_begun = False
         config = model.config.get_text_config(decoder=True)
         self._state: dict[str, Any] = {
@@ -212,17 +213,27 @@ class Writing:
         if "logits_to_keep" in accepted:
             self._state["logits_to_keep"] = 1
 
+    @property
+    def start(self) -> Tensor:
+        """The prompts as tokens that can be written, (pictures, tokens): a penalty on repetition reads them.
+
+        A model may have no logit for the token that stands for a picture (Mllama); the first token, which
+        stands there anyway, takes its place.
+        """
+        known = self._model.get_output_embeddings().weight.shape[0]
+        return torch.where(self._prompts < known, self._prompts, self._prompts[:, :1])
+
     def next_logits(self, new: Tensor) -> Tensor:
         """Return the logits after new tokens, (rows, vocabulary); more rows than before copy theirs."""
         if not self._is_begun:
-            return self._begin(new)
+            return self._begin(len(new))
         if len(new) != self._rows:
             self._spread(len(new))
         return self._step(new, next_sequence_length=1)
 
-    def _begin(self, prompts: Tensor) -> Tensor:
-        """Read the prompts, (rows, tokens): each picture's once, however many rows it has."""
-        own = prompts[:: len(prompts) // self._rows]
+    def _begin(self, rows: int) -> Tensor:
+        """Read the prompts: each picture's once, however many rows it has."""
+        own = self._prompts
         if self._has_positions:
             given = {name: value for name, value in self._state.items() if name != "past_key_values"}
             positions = self._model._prepare_position_ids_for_generation(own, given)
@@ -240,10 +251,9 @@ class Writing:
             for name, value in self._state.items()
             if not isinstance(value, Tensor) or length in (value.shape[-1], *value.shape[1:2])
         }
-        if len(prompts) != self._rows:
-            each = len(prompts) // self._rows
-            self._spread(len(prompts))
-            logits = logits.repeat_interleave(each, 0)
+        if rows != self._rows:
+            self._spread(rows)
+            logits = logits.repeat_interleave(rows // len(own), 0)
         return logits
 
     def _step(self, new: Tensor, **how: Any) -> Tensor:

@@ -234,6 +234,96 @@ def gemma3(folder: Path) -> Path:
     return _chat(folder, lambda: transformers.Gemma3ForConditionalGeneration(config), processor)
 
 
+def qwen3_5(folder: Path) -> Path:
+    """A decoder three layers out of four of which keep a state that does not grow, and no keys."""
+    config = transformers.Qwen3_5Config(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 16,
+        },
+        text_config={
+            **_DECODER,
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+        },
+        image_token_id=_IMAGE,
+        video_token_id=CHAT_WORDS.index("<row_1_col_1>"),
+        vision_start_token_id=CHAT_WORDS.index("<from>"),
+        vision_end_token_id=CHAT_WORDS.index("<to>"),
+        tie_word_embeddings=False,
+    )
+    tokenizer = chat_tokenizer(
+        image_token="<image>",
+        video_token="<row_1_col_1>",
+        vision_start_token="<from>",
+        vision_end_token="<to>",
+    )
+    sizes = {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+    processor = transformers.Qwen3VLProcessor(
+        transformers.Qwen2VLImageProcessorPil(**sizes),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor(**sizes),
+        chat_template=CHAT.replace("IMAGE", "<from><image><to>"),
+    )
+    return _chat(folder, lambda: transformers.Qwen3_5ForConditionalGeneration(config), processor)
+
+
+def mllama(folder: Path) -> Path:
+    """A decoder that looks at the picture by cross-attention, under a mask as long as the text."""
+    config = transformers.MllamaConfig(
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": SIDE_PX,
+            "patch_size": 8,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [1],
+            "max_num_tiles": 2,
+            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+        },
+        text_config={
+            **_DECODER,
+            "num_hidden_layers": 3,
+            "cross_attention_layers": [1],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        image_token_index=len(CHAT_WORDS),
+        tie_word_embeddings=False,
+    )
+    tokenizer = chat_tokenizer()
+    tokenizer.bos_token = "<user>"
+    image = {"additional_special_tokens": ["<|image|>"]}
+    tokenizer.add_special_tokens(image, replace_extra_special_tokens=False)
+    processor = transformers.MllamaProcessor(
+        transformers.MllamaImageProcessorPil(size=_SIZE, max_image_tiles=2),
+        tokenizer,
+        chat_template=CHAT.replace("IMAGE", "<|image|>"),
+    )
+
+    def make() -> Any:
+        model = transformers.MllamaForConditionalGeneration(config)
+        for name, weights in model.named_parameters():
+            if name.endswith(("gate", "gate_attn", "gate_ffn")):
+                weights.data.fill_(0.8)  # closed at first: the picture would not matter
+        return model
+
+    return _chat(folder, make, processor)
+
+
 def chat_tokenizer(**specials: str) -> transformers.PreTrainedTokenizerFast:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=word_level(CHAT_WORDS, after="$A"),
