@@ -81,7 +81,7 @@ class ColourFilter:
         """Return one `Scores` for each text, in the order of pictures and texts; a picture may have none.
 
         What a picture needs is computed once for all its texts: that is why they come together. A text
-        without a colour says nothing that this filter could doubt, and nothing that it could confirm: 0.5.
+        without a colour says nothing that this filter could doubt or confirm: 0.5, which the policy judges.
         """
         scores = []
         for picture, mine in zip(batch.pictures, texts, strict=True):
