@@ -95,14 +95,18 @@ def _check_alone(settings: Bootstrap) -> None:
 
 def _check_bundles(settings: Bootstrap) -> None:
     """Refuse a bundle that cannot do what it is given for; its card says it. What is none is read later."""
+    from pathlib import Path
+
     from capfilt.models.cards import CARD_FILE, read_card
 
     for role, (verb, objectives) in _ROLES.items():
-        path = getattr(settings.bundles, role)
-        if path is None or not (path / CARD_FILE).exists():
+        source = getattr(settings.bundles, role)
+        path = Path(source or "")
+        if source is None or not (path / CARD_FILE).exists():
             continue
         card = read_card(path)
-        if not objectives.intersection(card.objectives):
+        answers = role == "filter" and card.family == "instructblip"
+        if not answers and not objectives.intersection(card.objectives):
             raise CapfiltError(
                 f"{path} cannot {verb}: it is a {card.kind} trained for {', '.join(card.objectives)}",
                 fix=f"give --{role} a bundle that was trained for {' or '.join(sorted(objectives))}",
