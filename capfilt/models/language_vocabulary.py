@@ -65,15 +65,27 @@ class LanguageVocabulary:
         self.is_encoder = is_encoder_decoder(language.config)
         """Whether an encoder reads what stands before a caption, with what the tokenizer puts after it."""
         self._ends_with = language.ends_with
-        entries = language.config.get("vocab_size")
-        if entries is not None and len(self) > entries:
+        self._entries = language.config.get("vocab_size")
+        if self._entries is not None and len(self) > self._entries:
             raise CapfiltError(
-                f"the language model has embeddings for {entries} tokens, and its tokenizer has {len(self)}",
+                f"the language model has embeddings for {self._entries} tokens, and its tokenizer has {len(self)}",
                 fix="give the language model the tokenizer that it was trained with",
             )
 
     def __len__(self) -> int:
         return len(self._tokenizer)
+
+    @property
+    def image_token(self) -> int:
+        """Id that holds the place of a query where transformers reads queries and text in one row.
+
+        Its own <image>, else the id that transformers' processor gives one that it adds; where the model has
+        no embedding left for it, the padding's, so that what is padded cannot be read there.
+        """
+        own = self._tokenizer.get_vocab().get("<image>")
+        if own is not None:
+            return int(own)
+        return len(self) if self._entries is None or len(self) < self._entries else self.pad
 
     @cached_property
     def digest(self) -> str:

@@ -35,15 +35,25 @@ from capfilt.models.cards import (
     read_calibration,
     read_card,
 )
-from capfilt.models.checkpoints.configs import CONFIG_FILE, PREPROCESSOR_FILE, preprocessor_config
-from capfilt.models.checkpoints.qformer_configs import is_of_the_family, prompted_config, retrieval_config
+from capfilt.models.checkpoints.configs import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
+    preprocessor_config,
+)
+from capfilt.models.checkpoints.qformer_configs import (
+    is_of_the_family,
+    processor_config,
+    prompted_config,
+    retrieval_config,
+)
 from capfilt.models.language_vocabulary import LanguageVocabulary, load_language_vocabulary
 from capfilt.models.prompted import SoftPrompted
 from capfilt.models.qformer import QFormer
 from capfilt.models.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -110,13 +120,30 @@ def pack_qformer(
         versions=versions,
     )
     if is_transformers(card):
-        words, width = len(reader or vocabulary), model.vision_model.width
-        make = retrieval_config if isinstance(model, QFormer) else prompted_config
-        files[CONFIG_FILE] = pretty_json(make(settings, words, width))
-        files[PREPROCESSOR_FILE] = pretty_json(preprocessor_config(settings.images))
+        files |= _for_transformers(model, settings, vocabulary, reader)
     card = card.model_copy(update={"files": {name: sha256(data) for name, data in sorted(files.items())}})
     bundle = BundleOf[Any, Any](path, card, model, vocabulary, reader=reader)
     return PackedOf(bundle, {_weights_file(card): data_of_weights, **files})
+
+
+def _for_transformers(
+    model: QFormer | SoftPrompted,
+    settings: Blip2,
+    vocabulary: Vocabulary | LanguageVocabulary,
+    reader: Vocabulary | None,
+) -> dict[str, bytes]:
+    """Return what transformers needs to know of a model, and of how pictures and texts are given to it."""
+    width = model.vision_model.width
+    values = {PREPROCESSOR_FILE: preprocessor_config(settings.images)}
+    if isinstance(vocabulary, LanguageVocabulary):
+        # A Q-Former that reads nothing has a size of vocabulary there and no embeddings.
+        words = len(reader) if reader is not None else settings.qformer.vocabulary
+        places = {"image_token": vocabulary.image_token, "end": vocabulary.sep}
+        values[CONFIG_FILE] = prompted_config(settings, words, width, **places)
+        values[PROCESSOR_FILE] = processor_config(settings)
+    else:
+        values[CONFIG_FILE] = retrieval_config(settings, len(vocabulary), width)
+    return {name: pretty_json(value) for name, value in values.items()}
 
 
 def is_transformers(card: Card) -> bool:
@@ -248,9 +275,3 @@ def _image_encoder_digest(model: QFormer | SoftPrompted, settings: Blip2) -> str
             digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
             digest.update(plain.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def drawn_for(objectives: Iterable[Objective]) -> tuple[str, ...]:
-    """Return the prefixes of parts that may start fresh, since another stage has no use for them."""
-    heads = ("vision_projection.", "text_projection.", "temperature", "itm_head.", "word_head.")
-    return heads if set(objectives) != {"lm"} else ("language_projection.",)

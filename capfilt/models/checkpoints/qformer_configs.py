@@ -16,6 +16,7 @@ RETRIEVAL = "Blip2ForImageTextRetrieval"
 GENERATION = "Blip2ForConditionalGeneration"
 INSTRUCTED = "InstructBlipForConditionalGeneration"
 
+_DTYPES = ("dtype", "torch_dtype")
 _VISION_DEFAULTS: dict[str, Any] = {
     "hidden_size": 1408,
     "intermediate_size": 6144,
@@ -39,6 +40,8 @@ _QFORMER_DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 """What a config.json leaves out is this in transformers."""
+_LONGEST = {"blip2": 32, "instructblip": 128}
+"""Tokens that a Q-Former reads, by family (LAVIS: max_txt_len)."""
 
 
 def is_of_the_family(model: Blip2) -> bool:
@@ -56,14 +59,31 @@ def retrieval_config(model: Blip2, words: int, image_width: int) -> dict[str, An
     }
 
 
-def prompted_config(model: Blip2, words: int, image_width: int) -> dict[str, Any]:
-    """Return config.json of Blip2ForConditionalGeneration, or of InstructBLIP's class."""
+def prompted_config(
+    model: Blip2, words: int, image_width: int, *, image_token: int, end: int
+) -> dict[str, Any]:
+    """Return config.json of Blip2ForConditionalGeneration, or of InstructBLIP's class.
+
+    `image_token` is the id that holds a query's place in front of a text, `end` the one that ends a caption.
+    """
     is_instructed = model.family == "instructblip"
+    # The weights beside it are in fp32, whatever the language model's own were.
+    language = {name: one for name, one in model.language.config.items() if name not in _DTYPES}
     return {
         "architectures": [INSTRUCTED if is_instructed else GENERATION],
         "model_type": "instructblip" if is_instructed else "blip-2",
-        "text_config": model.language.config,
+        "image_token_index": image_token,
+        "text_config": {**language, "eos_token_id": end},
         **_parts(model, words, image_width, reads=False),
+    }
+
+
+def processor_config(model: Blip2) -> dict[str, Any]:
+    """Return processor_config.json of a captioner: with it, transformers puts the queries' places itself."""
+    is_instructed = model.family == "instructblip"
+    return {
+        "num_query_tokens": model.qformer.queries,
+        "processor_class": "InstructBlipProcessor" if is_instructed else "Blip2Processor",
     }
 
 
@@ -116,13 +136,14 @@ def blip2_of(config: dict[str, Any], preprocessor: dict[str, Any] | None, file: 
                 fix="give a checkpoint of BLIP-2 or InstructBLIP",
             )
     language = dict(config.get("text_config") or {})
+    family = "instructblip" if config.get("model_type") == "instructblip" else "blip2"
     is_retrieval = RETRIEVAL in (config.get("architectures") or ())
     # OPT's captions end with a line break in LAVIS, and in its released checkpoints.
     ends_with = "\n" if language.get("model_type") == "opt" and config["model_type"] == "blip-2" else ""
     try:
         side = square(vision["image_size"], file)
         values = {
-            "family": "instructblip" if config.get("model_type") == "instructblip" else "blip2",
+            "family": family,
             "images": images_of(preprocessor, side, file),
             "vision": {
                 "patch_px": square(vision["patch_size"], file),
@@ -140,7 +161,7 @@ def blip2_of(config: dict[str, Any], preprocessor: dict[str, Any] | None, file: 
                 "feed_forward": qformer["intermediate_size"],
                 "cross_every": qformer["cross_attention_frequency"],
                 "vocabulary": qformer["vocab_size"],
-                "max_tokens": min(32, qformer["max_position_embeddings"]),
+                "max_tokens": min(_LONGEST[family], qformer["max_position_embeddings"]),
                 "places": qformer["max_position_embeddings"],
                 "norm_epsilon": qformer["layer_norm_eps"],
                 "dropout": qformer["hidden_dropout_prob"],
