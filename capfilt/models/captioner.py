@@ -21,6 +21,8 @@ from capfilt.models.med import absorbs
 from capfilt.models.memory import Memory, TokenCache
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from capfilt.models.bundle import Bundle
     from capfilt.models.med import MED
     from capfilt.models.protocols import ImageBatch
@@ -77,7 +79,7 @@ class MedCaptioner:
         elif decoding.method == "greedy":
             ids = self._written(memory, start, decoding, None)
         else:
-            numbers = _numbers(batch, decoding, seed, candidates).to(states.device)
+            numbers = caption_numbers(batch.sha256, decoding, seed, candidates).to(states.device)
             some = numbers.split(max(1, ROWS_AT_ONCE // len(batch)), dim=1)
             ids = torch.cat([self._written(memory, start, decoding, few) for few in some], dim=1)
         rows = ids.tolist()
@@ -141,22 +143,30 @@ class Writing:
 
     def next_logits(self, new: Tensor) -> Tensor:
         """Return the logits after new tokens, (rows, new tokens); more rows than before copy theirs."""
-        if self._rows and len(new) != self._rows:
-            copies = torch.arange(self._rows, device=new.device).repeat_interleave(len(new) // self._rows)
-            self.reorder(copies)
-        self._rows = len(new)
+        self._spread(len(new))
         logits = self._model.next_logits(new, self._memory, self._caches, self._written)
         self._written = self._written + new.shape[1]
         self.computed += len(new)
         return logits
+
+    def _spread(self, rows: int) -> None:
+        """Have as many rows, those of one image being copies of what was read for it."""
+        if self._rows and rows != self._rows:
+            copies = torch.arange(self._rows, device=self._model.device)
+            self.reorder(copies.repeat_interleave(rows // self._rows))
+        self._rows = rows
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was."""
         for cache in self._caches:
             cache.take(rows)
 
-    def keep(self, images: Tensor, rows: Tensor) -> None:
-        """Go on with these images and these of their rows, as many to each image, side by side."""
+    def keep(self, images: Tensor, rows: Tensor, of: int) -> None:
+        """Go on with these images and these of their rows, as many to each image, side by side.
+
+        There are `of` rows: more than were read while captions end at their first token.
+        """
+        self._spread(of)
         self._rows = len(rows)
         self.reorder(rows)
         apart = {id(layer): layer for layer in self._memory}  # layers may look at one memory
@@ -164,11 +174,14 @@ class Writing:
         self._memory = [taken[id(layer)] for layer in self._memory]
 
 
-def _numbers(batch: ImageBatch, decoding: SettledDecoding, seed: int, candidates: int) -> Tensor:
-    """Return the uniform numbers of every caption, float64, shape (pictures, candidates, max_tokens)."""
+def caption_numbers(digests: Sequence[str], decoding: SettledDecoding, seed: int, candidates: int) -> Tensor:
+    """Return the uniform numbers of every caption, float64, shape (pictures, candidates, max_tokens).
+
+    `digests` are the sha256 of the pictures: what is drawn of one depends on it, and not on its place.
+    """
     drawn = [
         torch.from_numpy(uniforms(decoding.max_tokens, "caption", seed, sha256, candidate))
-        for sha256 in batch.sha256
+        for sha256 in digests
         for candidate in range(candidates)
     ]
-    return torch.stack(drawn).view(len(batch), candidates, -1)
+    return torch.stack(drawn).view(len(digests), candidates, -1)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 NextLogits = Callable[[Tensor], Tensor]
 """Given the new token ids (rows, new tokens), the logits (rows, vocabulary) of the token after them."""
 
-Keep = Callable[[Tensor, Tensor], None]
-"""Told which images go on, and which rows: as many to each of these images, side by side."""
+Keep = Callable[[Tensor, Tensor, int], None]
+"""Told which images go on, and which rows, of how many: as many to each of these images, side by side."""
 
 SHARE_BITS = 52
 SHARES = 2**SHARE_BITS
@@ -75,7 +75,7 @@ def write(
                 break
             if _is_worth_it(live, each):
                 picked, kept, each = _still_writing(ended, live, each)
-                keep(picked, kept)
+                keep(picked, kept, len(rows))
                 rows, ids, ended, token = rows[kept], ids[kept], ended[kept], token[kept]
                 numbers = numbers[kept] if numbers is not None else None
         logits = next_logits(token[:, None])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
-from capfilt.models.captioner import Tokens, _numbers
+from capfilt.models.captioner import Tokens, caption_numbers
 from capfilt.models.devices import inference_type
 from capfilt.models.frozen import frozen_states
 from capfilt.models.language_model import longest_text
@@ -64,7 +64,7 @@ class PromptedCaptioner:
         elif decoding.method == "greedy":
             written = self._written(Writing(begun, logits, 1), start, decoding, None)
         else:
-            numbers = _numbers(batch, decoding, seed, candidates).to(prompts.device)
+            numbers = caption_numbers(batch.sha256, decoding, seed, candidates).to(prompts.device)
             some = numbers.split(max(1, ROWS_AT_ONCE // len(batch)), dim=1)
             parts = [
                 self._written(Writing(begun, logits, few.shape[1]), start, decoding, few) for few in some
@@ -164,9 +164,9 @@ class Writing:
         """Row i becomes what row rows[i] was."""
         self._captions().take(rows)
 
-    def keep(self, images: Tensor, rows: Tensor) -> None:
+    def keep(self, images: Tensor, rows: Tensor, of: int) -> None:
         """Go on with these rows; nothing is held for an image but in its rows."""
-        del images
+        del images, of
         self.reorder(rows)
 
     def _captions(self) -> Continued:

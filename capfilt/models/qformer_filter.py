@@ -171,13 +171,13 @@ def prepare_qformer(model: QFormer, device: torch.device, precision: str) -> QFo
     model = model.to(device).eval().requires_grad_(False)
     model.vision_model.convert(inference_type(precision))
     if device.type == "cpu":
-        _lay_out(model.qformer)
+        lay_out(model.qformer)
         if model.vision_model.embeddings is not None:
-            _lay_out(model.vision_model.encoder)
+            lay_out(model.vision_model.encoder)
     return model
 
 
-def _lay_out(module: nn.Module) -> None:
+def lay_out(module: nn.Module) -> None:
     """Have the linear maps of transformers' Q-Former or ViT laid out, which they call and never look into."""
     for part in list(module.modules()):
         for name, child in list(part.named_children()):

@@ -227,7 +227,17 @@ def _facts(request: Request, found: Inputs, device: str, precision: str) -> dict
     """
     settings = request.settings
     # What a server is asked with stands on the card of the captioner.
-    left_out = {"judge", "export", "compute", "bundles", "rounds", "next_round", "stream", "server", "pretrains"}
+    left_out = {
+        "judge",
+        "export",
+        "compute",
+        "bundles",
+        "rounds",
+        "next_round",
+        "stream",
+        "server",
+        "pretrains",
+    }
     choices = settings.model_dump(mode="json", exclude=left_out)
     for name in ("pretrain", "captioner_training", "filter_training"):
         for what in ("checkpoint_every", "validate_every", "log_every"):

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 _DESCRIBES = (
     "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -163,6 +169,8 @@ def write_given(file: Path, given: Given) -> None:
 def described(card: Card, source: str) -> str:
     """Return what was made of a model that is given, in words."""
     origin = card.origin
+    if isinstance(card.model, Foreign):
+        return f"{source}: {card.kind}, run by {card.model.backend}"
     if origin is None:
         return f"{source}: a {card.kind} of capfilt"
     kind = "a .pth" if origin.kind == "pth" else "a transformers checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capfilt.data.sources import find_shards
@@ -12,6 +13,7 @@ from capfilt.data.stream import TarPool
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import read_card
 from capfilt.provenance.rundir import hold
+from capfilt.settings import Blip2
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.clean_pool import clean_pool
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model
@@ -19,8 +21,6 @@ from capfilt.stages.shard import decoders
 from capfilt.stages.train_one import check_place, start_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from capfilt.data.stream import Pool
     from capfilt.models.cards import Card
     from capfilt.settings import Bootstrap, Training
@@ -35,14 +35,27 @@ class Pretraining:
     pools: tuple[Pool, ...]
     clean_pools: tuple[int, ...]
     """Numbers of the pools that pairs are held out of: the clean ones, where there are any."""
+    instructions: Path | None = None
+    """Registry of instruction data that is trained on instead of pairs."""
 
 
 def find_pairs(data: str, clean: str | None, settings: Bootstrap, engine: Engine) -> Pretraining:
-    """Find the shards of a pre-training; those of CLEAN are streamed like the others.
+    """Find the shards of a pre-training, or the registry; those of CLEAN are streamed like the others.
 
     The pairs of CLEAN on which a filter is measured that is fine-tuned from the model with the same seed are
     left out: it would be calibrated on pairs that the model has seen.
     """
+    if data.endswith(".toml"):
+        if clean is not None:
+            raise CapfiltError(
+                "--clean holds pairs, and instruction data is trained on alone", fix="leave --clean out"
+            )
+        if not isinstance(settings.model, Blip2) or settings.pretrains != "captioner":
+            raise CapfiltError(
+                f"{data} is a registry of instruction data, which a captioner with a Q-Former is trained on",
+                fix="give it with --pipeline instructblip, or give WebDataset tars",
+            )
+        return Pretraining((), (), Path(data).absolute())
     pools: list[Pool] = [TarPool(tuple(find_shards(data)), settings.input, "web")]
     if clean is not None:
         pools.append(clean_pool(tuple(find_shards(clean)), settings, settings.seed, engine))
@@ -125,6 +138,7 @@ def _pretrain_there(
         training=training,
         pools=pairs.pools,
         clean_pools=pairs.clean_pools,
+        instructions=pairs.instructions,
         stream=settings.stream,
         clean=settings.clean,
         input=settings.input,

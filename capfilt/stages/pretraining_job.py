@@ -7,15 +7,14 @@ writes it, and all of them know by the same card whether it is there already.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import digest_of
-from capfilt.data.stream import Stream
 from capfilt.errors import CapfiltError
 from capfilt.files import remove_temporaries
 from capfilt.records import Refusal
 from capfilt.stages.families import Beginning, Begun, begin, find_beginning
+from capfilt.stages.pretraining_data import Data, find_data
 from capfilt.stages.trained import (
     Recipe,
     Trained,
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
     from capfilt.training.parallel import World
-    from capfilt.training.streamed import StreamBatches
-
-VOCABULARY_TEXTS = 1_000_000
-"""Texts that a vocabulary is trained on, at most."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,8 @@ class PretrainingJob:
     seed: int
     precision: str
     threads: int
+    instructions: Path | None = None
+    """Registry of instruction data to train on instead of pairs."""
     kind: Kind = "joint"
     """captioner for the second stage of a Q-Former."""
     setting: str = "pretrain"
@@ -89,14 +86,15 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
         # The first process puts in place what the model starts from, and then comes here.
         world.wait()
         material = _read(job, device)
+        found = material.data.found
         result = Trained(
             weights="",
             steps=0,
-            pairs=material.stream.survey().pairs,
-            held_out=len(material.stream.survey().held_out),
-            refused=dict(material.stream.survey().refused),
+            pairs=found.pairs,
+            held_out=found.held_out,
+            refused=found.refused,
             is_new=False,
-            apart=material.stream.survey().apart,
+            apart=found.apart,
         )
         world.agree("settings or shards", digest_of(material.facts), torch.device(device))
         there = same_training(job.out, digest_of(material.facts))
@@ -105,7 +103,7 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
         world.wait()
         if there is not None:
             return replace(result, weights=there.weights, fresh=tuple(there.training["fresh"]))
-        trainer, batches, begun = _trainer(job, material, device, tell, world)
+        trainer, met, begun = _trainer(job, material, device, tell, world)
         trainer.run()
         weights = ""
         if world.leads:
@@ -119,7 +117,7 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
             steps=sum(map(trainer.steps_of, job.training.phases)),
             is_new=True,
             fresh=begun.fresh,
-            met=_of_all(batches.refused, world, device),
+            met=_of_all(met, world, device),
         )
 
 
@@ -137,35 +135,25 @@ class _Material:
     """What a pre-training works on."""
 
     beginning: Beginning
-    stream: Stream
+    data: Data
     facts: dict[str, Any]
     """Everything that the trained weights depend on."""
 
 
 def _read(job: PretrainingJob, device: str) -> _Material:
-    """Read what the model starts from, and survey the pairs."""
+    """Read what the model starts from, and survey the data."""
     from capfilt.models.devices import autocast_type
 
     _check_shares(job)
     beginning = find_beginning(job.kind, job.init, job.bundles, job.model)
-    stream = Stream(job.pools, job.stream, job.seed, job.clean, job.clean_pools)
-    survey = stream.survey()
-    if survey.pairs < 2:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(survey.refused.items()))
-        raise CapfiltError(
-            f"the shards hold {survey.pairs} pairs to train on"
-            + (f" (refused: {reasons})" if reasons else ""),
-            fix="give WebDataset tars of KEY.jpg and KEY.txt, and weights above 0 for their texts (--set "
-            "stream.web=1)",
-        )
+    data = find_data(job)
     facts = {
         "kind": job.kind,
         "model": beginning.settings.model_dump(mode="json"),
         "phases": [phase.model_dump(mode="json") for phase in job.training.phases],
         "augment": job.training.augment.model_dump(mode="json"),
-        "stream": job.stream.model_dump(mode="json"),
         "split": job.clean.model_dump(mode="json", exclude={"cache_mb"}),
-        "data": digest_of([pool.facts for pool in job.pools]),
+        **data.facts,
         "input": job.input.model_dump(mode="json"),
         **beginning.facts(),
         "seed": job.seed,
@@ -174,7 +162,7 @@ def _read(job: PretrainingJob, device: str) -> _Material:
         "threads": job.threads,
         "processes": job.processes,
     }
-    return _Material(beginning, stream, facts)
+    return _Material(beginning, data, facts)
 
 
 def _check_shares(job: PretrainingJob) -> None:
@@ -192,29 +180,25 @@ def _check_shares(job: PretrainingJob) -> None:
 
 def _trainer(
     job: PretrainingJob, material: _Material, device: str, tell: Tell, world: World
-) -> tuple[Trainer, StreamBatches, Begun]:
-    """Build the model and what trains it."""
+) -> tuple[Trainer, Counter[str], Begun]:
+    """Build the model and what trains it; returns what is counted meanwhile, too."""
     import torch
 
     from capfilt.models.devices import autocast_type
     from capfilt.training.loop import Trainer
-    from capfilt.training.streamed import HeldOutPairs, Reader, StreamBatches
 
-    texts = islice(material.stream.texts(), VOCABULARY_TEXTS)
     torch.manual_seed(job.seed)
-    begun = begin(material.beginning, texts, objectives_in(job.training))
+    begun = begin(material.beginning, material.data.texts(), objectives_in(job.training))
     begun.model.to(device)
-    images, on = material.beginning.settings.images, torch.device(device)
-    plain = Reader(begun.vocabulary, images, begun.max_tokens, on, job.input)
-    varied = replace(plain, augment=job.training.augment)
-    batches = StreamBatches(material.stream, varied, world=world, threads=job.decoders)
+    images = material.beginning.settings.images
+    sources = material.data.sources(begun, images, torch.device(device), world)
     trainer = Trainer(
         model=begun.model,
         vocabulary=begun.vocabulary,
         objective=begun.objective,
         training=job.training,
-        train=batches,
-        held_out=HeldOutPairs(material.stream, plain),
+        train=sources.train,
+        held_out=sources.held_out,
         name=job.kind,
         seed=job.seed,
         autocast=autocast_type(job.precision, device),
@@ -227,18 +211,18 @@ def _trainer(
         keep_at=job.snapshots,
         keep=_keeper(job, material, begun),
     )
-    return trainer, batches, begun
+    return trainer, sources.met, begun
 
 
 def _recipe(material: _Material, begun: Begun) -> Recipe:
-    survey = material.stream.survey()
+    found = material.data.found
     return Recipe(
         kind=material.beginning.kind,
         model=material.beginning.settings,
         facts=material.facts,
         data=material.facts["data"],
-        pairs=survey.pairs,
-        held_out=len(survey.held_out),
+        pairs=found.pairs,
+        held_out=found.held_out,
         init=material.beginning.init,
         fresh=begun.fresh,
         reader=begun.reader,

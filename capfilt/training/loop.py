@@ -18,7 +18,7 @@ from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import whole_file
 from capfilt.training.momentum import Momentum
-from capfilt.training.objectives import PAIRS, Batch, Losses, Objective, Setting
+from capfilt.training.objectives import PAIRS, Losses, Objective, Setting
 from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
 from capfilt.training.parallel import ALONE, World
 from capfilt.training.record import Record
@@ -41,10 +41,11 @@ class Batches(Protocol):
         """Return how many batches one pass takes."""
         ...
 
-    def at(self, step: int, batch_size: int, parts: int, *key: str | int) -> Batch:
+    def at(self, step: int, batch_size: int, parts: int, *key: str | int) -> Any:
         """Return this process's rows of the batch of a step, counted from 0.
 
-        A batch is computed in equal parts, of each of which a process has its share; they stand in order.
+        It is a `Batch`, or what the objective takes instead. A batch is computed in equal parts, of each of
+        which a process has its share; they stand in order.
         """
         ...
 
@@ -54,7 +55,7 @@ class HeldOut(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, rows: range) -> Batch:
+    def rows(self, rows: range) -> Any:
         """Return the batch of these pairs."""
         ...
 
@@ -192,7 +193,7 @@ class Trainer:
         return max(1, round(phase.epochs * self.train.steps_in_epoch(phase.batch_size)))
 
     def _step_once(
-        self, step: int, steps: int, phase: Phase, batch: Batch, optimizer: torch.optim.Optimizer
+        self, step: int, steps: int, phase: Phase, batch: Any, optimizer: torch.optim.Optimizer
     ) -> None:
         self.model.train()
         if self._momentum is not None:

@@ -214,3 +214,22 @@ def test_a_caption_is_the_text_before_its_end_without_the_prompt(
     captions = captioner.caption(part(batch, range(2)), decoding, seed=0, candidates=1)
     assert starts == [[vocabulary.prompt("a small")] * 2]
     assert captions == [["red cat"], ["red red red red"]]
+
+
+def test_captions_that_end_at_their_first_token_leave_the_others_alone(
+    captioner: MedCaptioner, batch: ImageBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ends = search.nucleus, captioner._vocabulary.sep
+
+    def nucleus(logits: Tensor, decoding: SettledDecoding) -> Tensor:
+        # The first token of many captions is the end.
+        return real(logits + 4.0 * (torch.arange(logits.shape[1]) == ends), decoding)
+
+    monkeypatch.setattr(search, "nucleus", nucleus)
+    at_once = SettledDecoding(min_tokens=0, max_tokens=10)
+    together = captioner.caption(batch, at_once, seed=SEED, candidates=3)
+    monkeypatch.setattr(search, "_is_worth_it", lambda *_: False)
+    assert together == captioner.caption(batch, at_once, seed=SEED, candidates=3)
+    flat = [text for mine in together for text in mine]
+    assert "" in flat
+    assert len(set(flat)) > 10

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models.backends.folders import LOCAL, first_line, load, load_model, presentable
 from capfilt.models.bundle_files import check_files
+from capfilt.models.captioner import caption_numbers
 from capfilt.models.cards import Conventions
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class ChatCaptioner:
             inputs = {name: torch.cat([asked[n][name] for n in together]) for name in asked[together[0]]}
             numbers = None
             if decoding.method == "nucleus":
-                numbers = _numbers([batch.sha256[n] for n in together], decoding, seed, each)
+                numbers = caption_numbers([batch.sha256[n] for n in together], decoding, seed, each)
             ids = self._written(inputs, decoding, numbers, each)
             for place, number in enumerate(together):
                 texts[number] = [self._text(row) for row in ids[place].tolist()]
@@ -280,8 +280,10 @@ class Writing:
                 self._state[name] = value.index_select(-2 if name == "position_ids" else 0, rows)
         self._rows = len(rows)
 
-    def keep(self, _images: Tensor, rows: Tensor) -> None:
+    def keep(self, _images: Tensor, rows: Tensor, of: int) -> None:
         """Go on with these rows: nothing else is left of the pictures."""
+        if of != self._rows:
+            self._spread(of)
         self.reorder(rows)
 
 
@@ -321,13 +323,3 @@ def _alike(asked: Sequence[Mapping[str, Tensor]], most: int) -> Iterator[list[in
     for numbers in kinds.values():
         for first in range(0, len(numbers), most):
             yield numbers[first : first + most]
-
-
-def _numbers(digests: Sequence[str], decoding: SettledDecoding, seed: int, candidates: int) -> Tensor:
-    """Return the uniform numbers of every caption, float64, shape (pictures, candidates, max_tokens)."""
-    drawn = [
-        torch.from_numpy(uniforms(decoding.max_tokens, "caption", seed, sha256, candidate))
-        for sha256 in digests
-        for candidate in range(candidates)
-    ]
-    return torch.stack(drawn).view(len(digests), candidates, -1)

@@ -14,13 +14,23 @@ from capfilt.errors import CapfiltError
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 _FILES = [
     "config.json",
+    "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
     "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "qformer_tokenizer/*",
 ]
 """What a transformers checkpoint says beside its weights."""
 _OURS = ["capfilt.json", "calibration.json", "metrics.json", "captioner/*", "filter/*"]
