@@ -13,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
+from capfilt.evaluation.similarities import similarities
+from capfilt.models.protocols import FeatureFilter
 from capfilt.records import BEST_FIRST, SCORES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from capfilt.data.clean import CleanPair
     from capfilt.models.protocols import Filter, ImageBatch
 
     Numbers = NDArray[np.float64]
 
+TEXTS_AT_ONCE = 256
+"""Texts whose features are computed side by side."""
 SHUFFLES = 4
 """Shuffled captions measured for each held-out pair."""
 Z95 = 1.959963984540054
@@ -58,24 +63,22 @@ def wrong_captions(pairs: Sequence[CleanPair], *, seed: int, count: int = SHUFFL
 
 
 def hardest_captions(
-    image_features: Numbers, text_features: Numbers, pairs: Sequence[CleanPair]
+    image_features: Iterable[Numbers], text_features: Numbers, pairs: Sequence[CleanPair]
 ) -> list[int | None]:
     """Return, for each pair, the pair whose wrong caption is most similar by ITC; None without one.
 
-    Features are of unit length, shape (pairs, embed). A picture may have several, (pairs, queries, embed), of
-    which the one that is most like a caption counts (BLIP-2).
+    Features are of unit length, of each pair the picture's, (embed,) or (queries, embed), and its caption's,
+    `text_features` (pairs, embed): see `similarities`.
     """
     import numpy as np
 
     groups = np.array([pair.group_id for pair in pairs])
     hardest: list[int | None] = []
     for number, features in enumerate(image_features):
-        similarities = text_features @ features.T
-        if similarities.ndim == 2:
-            similarities = similarities.max(axis=1)
-        similarities[groups == groups[number]] = -np.inf
-        best = int(similarities.argmax())
-        hardest.append(best if np.isfinite(similarities[best]) else None)
+        [alike] = similarities(features[None], text_features)
+        alike[groups == groups[number]] = -np.inf
+        best = int(alike.argmax())
+        hardest.append(best if np.isfinite(alike[best]) else None)
     return hardest
 
 
@@ -149,15 +152,13 @@ def measure(
 
     wrong = wrong_captions(pairs, seed=seed)
     hard: list[int | None] = [None] * len(pairs)
-    if getattr(model, "has_itc", False) and pairs:
-        images = np.concatenate([model.image_features(b).float().cpu().numpy() for b in batches()])  # type: ignore[attr-defined]
-        texts = np.concatenate(
-            [
-                model.text_features([p.text for p in pairs[i : i + 256]]).float().cpu().numpy()  # type: ignore[attr-defined]
-                for i in range(0, len(pairs), 256)
-            ]
-        )
-        hard = hardest_captions(images.astype(np.float64), texts.astype(np.float64), pairs)
+    if isinstance(model, FeatureFilter) and model.has_itc and pairs:
+        images = (row for batch in batches() for row in _host(model.image_features(batch)))
+        texts = [
+            _host(model.text_features([pair.text for pair in pairs[first : first + TEXTS_AT_ONCE]]))
+            for first in range(0, len(pairs), TEXTS_AT_ONCE)
+        ]
+        hard = hardest_captions(images, np.concatenate(texts), pairs)
     values: dict[str, dict[str, list[float]]] = {
         name: {"right": [], "shuffled": [], "hard": []} for name in BEST_FIRST if name in scores
     }
@@ -179,6 +180,11 @@ def measure(
                 for name, lists in values.items():
                     lists[kind].append(getattr(score, name))
     return {"rows": [row for name, lists in values.items() for row in _rows(name, lists)], "values": values}
+
+
+def _host(features: Tensor) -> Numbers:
+    found: Numbers = features.double().cpu().numpy()
+    return found
 
 
 def _rows(name: str, values: dict[str, list[float]]) -> list[dict[str, Any]]:

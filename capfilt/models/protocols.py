@@ -101,22 +101,17 @@ class Filter(Protocol):
 
 
 @runtime_checkable
-class PairFilter(Filter, Protocol):
-    """A filter with ITC, ITM or both whose parts can be asked one by one, as an evaluation does."""
-
-    @property
-    def images(self) -> Images:
-        """How it sees a picture."""
-        ...
+class FeatureFilter(Filter, Protocol):
+    """A filter whose features of pictures and texts can be asked for, each without the other (ITC)."""
 
     @property
     def has_itc(self) -> bool:
-        """Whether it gives a cosine."""
+        """Whether it gives a cosine; without, it has no features."""
         ...
 
     @property
     def has_itm(self) -> bool:
-        """Whether it gives a probability of a match."""
+        """Whether it gives a probability of a match; then it is a `PairFilter`."""
         ...
 
     @property
@@ -129,18 +124,28 @@ class PairFilter(Filter, Protocol):
         """Where it computes."""
         ...
 
-    def image_states(self, batch: ImageBatch) -> Tensor:
-        """Return a batch's image states, (pictures, states, width)."""
-        ...
-
-    def itm_logits(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Return (pictures, most texts of a picture, 2) logits in fp32, column 1 for a match."""
-        ...
-
     def image_features(self, batch: ImageBatch) -> Tensor:
         """Return ITC features of pictures, (pictures, embed) or (pictures, queries, embed), unit length."""
         ...
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return ITC features of texts, (texts, embed), unit length."""
+        ...
+
+
+@runtime_checkable
+class PairFilter(FeatureFilter, Protocol):
+    """A filter that looks at picture and text together as well (ITM), over states that can be kept."""
+
+    @property
+    def images(self) -> Images:
+        """How it sees a picture."""
+        ...
+
+    def image_states(self, batch: ImageBatch) -> Tensor:
+        """Return a batch's image states, (pictures, states, width)."""
+        ...
+
+    def itm_logits(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Return (pictures, most texts of a picture, 2) logits in fp32, column 1 for a match."""
         ...

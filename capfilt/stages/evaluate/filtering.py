@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from capfilt.evaluation.filtering import ReliabilityBin
-    from capfilt.models.protocols import PairFilter
+    from capfilt.models.protocols import FeatureFilter
     from capfilt.stages.context import Tell
     from capfilt.stages.evaluate.curves import Curve
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
@@ -58,7 +58,7 @@ class FilterChoices:
 
 def measure_filter(
     pairs: Pairs,
-    filter_: PairFilter,
+    filter_: FeatureFilter,
     choices: FilterChoices,
     *,
     batch_size: int,

@@ -102,11 +102,8 @@ def _made(pairs: Pairs, encoded: Encoded, seed: int) -> Labelled:
     if encoded.itc is not None:
         pictures = np.array([pair.image_id for pair in pairs.pairs])
         texts = np.array([pair.caption_id for pair in pairs.pairs])
-        hardest = hardest_captions(
-            encoded.itc.pictures[pictures].astype(np.float64),
-            encoded.itc.texts[texts].astype(np.float64),
-            pairs.pairs,
-        )
+        seen = (encoded.itc.pictures[picture] for picture in pictures)
+        hardest = hardest_captions(seen, encoded.itc.texts[texts].astype(np.float64), pairs.pairs)
         for pair, hard in zip(pairs.pairs, hardest, strict=True):
             if hard is not None:
                 rows.append((pair.image_id, pairs.pairs[hard].caption_id, "the hardest by ITC"))

@@ -52,6 +52,8 @@ class EvaluationJob:
 
     task: Task
     model: Path
+    called: str
+    """The model as it was typed, for the words of an error."""
     shards: tuple[Shard, ...]
     input: Input
     limit: int | None
@@ -80,6 +82,7 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
         job = EvaluationJob(
             task=request.task,
             model=model,
+            called=request.model,
             shards=tuple(shards),
             input=settings.input,
             limit=request.limit,
@@ -114,7 +117,8 @@ def _taken(request: EvaluationRequest, folder: Path, engine: Engine) -> Path:
     role, needs = _ROLES[request.task]
     bundle = given_bundle(wanted(role, request.model, request.settings), folder, engine)
     card = read_card(bundle)
-    if not needs.intersection(card.objectives):
+    # One that answers questions scores pairs too, and what it lacks for a task is told there.
+    if not needs.intersection(card.objectives) and not (role == "filter" and card.is_instructed):
         verb = "write captions" if request.task == "caption" else "score pairs"
         raise CapfiltError(
             f"{request.model} cannot {verb}: it is a {card.kind} trained for {', '.join(card.objectives)}",
@@ -174,14 +178,15 @@ def _captions(job: EvaluationJob, pairs: Pairs, device: str, tell: Tell) -> Find
 
 
 def _scores(job: EvaluationJob, pairs: Pairs, device: str, tell: Tell) -> Findings:
-    from capfilt.models.protocols import PairFilter
+    from capfilt.models.protocols import FeatureFilter
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
 
     model = load_filter(job.model, device, job.precision, job.matching, job.compiled)
-    if not isinstance(model, PairFilter):
+    if not isinstance(model, FeatureFilter) or not (model.has_itc or model.has_itm):
         raise CapfiltError(
-            f"{job.model} has no ITC and no ITM to be looked into",
-            fix="give a filter of BLIP or BLIP-2; a CLIP or SigLIP is measured beside it with --clip",
+            f"{job.called} gives scores and no features, by which candidates and the hardest wrong texts are "
+            "found",
+            fix="give a filter of BLIP or BLIP-2, or a dual encoder such as CLIP or SigLIP",
         )
     clip = DualEncoder(job.clip, device) if job.clip is not None else None
     shared: dict[str, Any] = {"batch_size": job.batch_size, "seed": job.seed, "clip": clip, "tell": tell}

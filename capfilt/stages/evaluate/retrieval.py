@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from capfilt.errors import CapfiltError
 from capfilt.evaluation.intervals import Figure, bootstrap
 from capfilt.evaluation.retrieval import chance_recall, most_similar, ranks, recall_at, reranked
+from capfilt.evaluation.similarities import similarities
 from capfilt.stages.evaluate.results import Findings, Measured
 from capfilt.stages.evaluate.scoring import Encoded
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from capfilt.models.protocols import PairFilter
+    from capfilt.models.protocols import FeatureFilter
     from capfilt.stages.context import Tell
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
     from capfilt.stages.evaluate.pairs import Pairs
@@ -72,7 +73,7 @@ class _Direction:
 
 def measure_retrieval(
     pairs: Pairs,
-    filter_: PairFilter,
+    filter_: FeatureFilter,
     choices: RetrievalChoices,
     *,
     batch_size: int,
@@ -106,7 +107,7 @@ def measure_retrieval(
     )
 
 
-def _check_size(pairs: Pairs, filter_: PairFilter) -> None:
+def _check_size(pairs: Pairs, filter_: FeatureFilter) -> None:
     pictures, texts = pairs.pictures, len(pairs.texts)
     if pictures > MOST_PICTURES or texts > MOST_TEXTS:
         raise CapfiltError(
@@ -171,10 +172,10 @@ def _cosines(features: Features) -> tuple[Block, Block]:
     import numpy as np
 
     def image_to_text(rows: slice) -> Numbers:
-        return (features.pictures[rows] @ features.texts.T).astype(np.float64)
+        return similarities(features.pictures[rows], features.texts).astype(np.float64)
 
     def text_to_image(rows: slice) -> Numbers:
-        return (features.texts[rows] @ features.pictures.T).astype(np.float64)
+        return similarities(features.pictures, features.texts[rows]).T.astype(np.float64)
 
     return image_to_text, text_to_image
 
@@ -299,7 +300,7 @@ def _items(pairs: Pairs, way: int, found: dict[str, Indices]) -> list[dict[str, 
     return rows
 
 
-def _notes(choices: RetrievalChoices, filter_: PairFilter) -> list[str]:
+def _notes(choices: RetrievalChoices, filter_: FeatureFilter) -> list[str]:
     notes = [
         "Equal pictures are one, and so are texts that differ in nothing but case and white space; all texts "
         "of a picture are right for it, and all pictures of a text.",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capfilt.errors import CapfiltError, RunFailedError
-from capfilt.models.protocols import ImageBatch
+from capfilt.evaluation.similarities import similarities_of_pairs
+from capfilt.models.protocols import ImageBatch, PairFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from capfilt.models.protocols import PairFilter
+    from capfilt.models.protocols import FeatureFilter
     from capfilt.stages.evaluate.dual_encoder import DualEncoder
     from capfilt.stages.evaluate.pairs import Pairs
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 TEXTS_AT_ONCE = 256
 """Texts whose features are computed side by side."""
-_PAIRS_AT_ONCE = 65536
+_PAIRS_AT_ONCE = 4096
 STATES_IN_MEMORY = 2 << 30
 """Bytes of image states beyond which they are kept in a file."""
 
@@ -57,7 +58,7 @@ class Features:
     """Features of unit length of all pictures and all texts, on the host."""
 
     pictures: Numbers32
-    """Shape (pictures, embed)."""
+    """Shape (pictures, embed) or (pictures, queries, embed)."""
     texts: Numbers32
     """Shape (texts, embed)."""
 
@@ -68,8 +69,7 @@ class Features:
         found: Numbers = np.zeros(len(pictures))
         for start in range(0, len(pictures), _PAIRS_AT_ONCE):
             some = slice(start, start + _PAIRS_AT_ONCE)
-            mine, theirs = self.pictures[pictures[some]], self.texts[texts[some]]
-            found[some] = np.einsum("ij,ij->i", mine, theirs, dtype=np.float64)
+            found[some] = similarities_of_pairs(self.pictures[pictures[some]], self.texts[texts[some]])
         return found
 
 
@@ -79,7 +79,7 @@ class Encoded:
     def __init__(
         self,
         pairs: Pairs,
-        filter_: PairFilter,
+        filter_: FeatureFilter,
         *,
         batch_size: int,
         clip: DualEncoder | None = None,
@@ -87,9 +87,10 @@ class Encoded:
     ) -> None:
         """Encode; `tell` hears (pictures done, in all), where ITM comes to each picture once more."""
         self._pairs, self._filter, self._batch_size, self._tell = pairs, filter_, batch_size, tell
+        self._matcher = filter_ if isinstance(filter_, PairFilter) and filter_.has_itm else None
         self._states: Tensor | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._total = pairs.pictures * (2 if filter_.has_itm else 1)
+        self._total = pairs.pictures * (2 if self.has_itm else 1)
         self.itc: Features | None = None
         """None where the filter has no ITC."""
         self.clip: Features | None = None
@@ -99,7 +100,7 @@ class Encoded:
     @property
     def has_itm(self) -> bool:
         """Whether pairs can be asked for ITM."""
-        return self._filter.has_itm
+        return self._matcher is not None
 
     def __enter__(self) -> Encoded:
         return self
@@ -119,8 +120,8 @@ class Encoded:
             batch = EncodedBatch(plain.pictures, plain.sha256)
             if self._filter.has_itc:
                 ours.append(_host(self._filter.image_features(batch)))
-            if self._filter.has_itm:
-                self._keep(numbers, self._filter.image_states(batch))
+            if self._matcher is not None:
+                self._keep(numbers, self._matcher.image_states(batch))
             if clip is not None:
                 theirs.append(clip.image_features(batch.pictures))
             self._tell(int(numbers[-1]) + 1, self._total)
@@ -181,9 +182,10 @@ class Encoded:
         import torch
 
         assert self._states is not None
+        assert self._matcher is not None
         kept = self._states[torch.from_numpy(pictures)].to(self._filter.device)
         batch = EncodedBatch([], [self._pairs.sha256(int(n)) for n in pictures], kept=kept)
-        found: Numbers = self._filter.itm_logits(batch, texts).double().cpu().numpy()
+        found: Numbers = self._matcher.itm_logits(batch, texts).double().cpu().numpy()
         return found
 
 

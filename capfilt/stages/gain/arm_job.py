@@ -152,6 +152,7 @@ def _evaluated(job: ArmJob, model: Path, task: Task, device: str) -> Findings:
     evaluation = EvaluationJob(
         task=task,
         model=model,
+        called=str(model),
         shards=job.test,
         input=job.input,
         limit=None,

@@ -9,10 +9,12 @@ import drawn
 import numpy as np
 import pytest
 import world
+from qformer_folders import prompted_folder, qformer_folder
 
 from capfilt.errors import CapfiltError
 from capfilt.evaluation.caption_metrics import Bleu, CiderD, diversity, tokenised
 from capfilt.models.cards import read_card
+from capfilt.settings import SettledDecoding
 from capfilt.stages.evaluate.caption import DIFFERENCE, NEARNESS
 from capfilt.stages.shard import load_captioner
 
@@ -121,3 +123,28 @@ def test_a_filter_writes_none_and_one_picture_is_too_few(bundles: dict[str, Path
         drawn.evaluated("caption", bundles["filter"], test_set)
     with pytest.raises(CapfiltError, match="there is one picture"):
         drawn.evaluated("caption", bundles["captioner"], test_set, limit=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("opt", "blip2"), ("t5", "blip2"), ("llama", "instructblip"), ("t5", "instructblip")]
+)
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_captioners_with_a_language_model_are_measured_alike(
+    test_set: Path, tmp_path: Path, kind: Any, family: Any, method: str
+) -> None:
+    model = prompted_folder(kind, tmp_path / "model", family)
+    asked = {"decoding": {"method": method, "prompt": "a red"}}
+    found = drawn.evaluated("caption", model, test_set, settings=asked, limit=6).found
+    decoding = SettledDecoding(method=method, prompt="a red", min_tokens=2, max_tokens=8)
+    captioner = load_captioner(model, "cpu", "fp32", False)
+    pairs = drawn.pairs(test_set, limit=6)
+    alone = [captioner.caption(pairs.batch([n]), decoding, seed=0, candidates=1)[0][0] for n in range(6)]
+    assert [row["caption"] for row in found.items] == alone
+    assert len(set(alone)) > 2
+    assert (found.facts["decoding"]["method"], found.facts["decoding"]["prompt"]) == (method, "a red")
+
+
+def test_stage_1_of_blip_2_writes_no_captions_to_measure(test_set: Path, tmp_path: Path) -> None:
+    model = qformer_folder(tmp_path / "stage1", "joint", ("itc", "itm", "lm"))
+    with pytest.raises(CapfiltError, match="stage1 cannot write captions: it is a joint"):
+        drawn.evaluated("caption", model, test_set)

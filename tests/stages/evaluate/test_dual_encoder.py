@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_clip
 import torch
+from qformer_folders import prompted_folder
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from capfilt.errors import CapfiltError
@@ -18,6 +19,22 @@ from capfilt.stages.evaluate.retrieval import RetrievalChoices
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+OWN = """
+from capfilt.records import Scores
+
+
+class Even:
+    digest = "even"
+
+    def score(self, batch, texts):
+        return [[Scores(itc=0.0) for _ in mine] for mine in texts]
+
+
+def filter(device, precision):
+    return Even()
+"""
+"""A filter of a user's own that gives every pair the same score."""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +107,51 @@ def test_it_ranks_and_scores_beside_the_filter(
     mine = [row["dual_encoder"] for row in found.found.items]
     assert mine == pytest.approx([theirs[p.image_id, p.caption_id] for p in pairs.pairs], abs=2e-6)
     assert found.found.facts["encoder_passes"] == 30  # the filter's own, as without it
+
+
+def test_given_as_the_model_it_is_ranked_and_measured_by_its_cosine(clip: Path, test_set: Path) -> None:
+    """As the filter of a run: the same candidates, ranks and hardest wrong texts as transformers' numbers."""
+    pairs = drawn.pairs(test_set)
+    theirs = logits(clip, pairs, CLIPImageProcessorPil, True)
+    evaluation = drawn.evaluated("retrieval", clip, test_set, RetrievalChoices(top_k=4))
+    assert {row for _, row, _ in drawn.figures(evaluation)} == {"ITC", "chance"}
+    for rows, table in (
+        (evaluation.found.items[: pairs.pictures], theirs),
+        (evaluation.found.items[pairs.pictures :], theirs.T),
+    ):
+        firsts = [row["best_itc"] for row in rows]
+        names = pairs.texts if table is theirs else [pairs.key(n) for n in range(pairs.pictures)]
+        assert firsts == [names[best] for best in table.argmax(1)]
+    assert evaluation.found.facts["encoder_passes"] == pairs.pictures
+
+    measured = drawn.evaluated("filter", clip, test_set, FilterChoices())
+    assert {row for _, row, _ in drawn.figures(measured)} == {"ITC", "text alone", "random"}
+    pictures = {pairs.sha256(n): n for n in range(pairs.pictures)}
+    for row in measured.found.items:
+        picture = pictures[row["image_sha256"]]
+        assert row["itc"] == pytest.approx(theirs[picture, pairs.texts.index(row["text"])], abs=2e-6)
+        if row["kind"] == "the hardest by ITC":
+            own = {pair.group_id for pair in pairs.pairs if pair.image_id == picture}
+            wrong = [pair.caption_id for pair in pairs.pairs if pair.group_id not in own]
+            assert row["itc"] == pytest.approx(theirs[picture, wrong].max(), abs=2e-6)
+
+
+def test_a_filter_without_features_is_refused_by_the_name_it_was_given(
+    test_set: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(OWN)
+    for task, choices in (("retrieval", RetrievalChoices()), ("filter", FilterChoices())):
+        with pytest.raises(CapfiltError, match=f"^{own} gives scores and no features"):
+            drawn.evaluated(task, own, test_set, choices)
+
+
+def test_a_model_that_answers_questions_has_no_features_either(test_set: Path, tmp_path: Path) -> None:
+    model = prompted_folder("t5", tmp_path / "model", "instructblip")
+    with pytest.raises(CapfiltError, match="model gives scores and no features"):
+        drawn.evaluated("filter", model, test_set, FilterChoices())
+    with pytest.raises(CapfiltError, match="cannot score pairs"):
+        drawn.evaluated("filter", prompted_folder("t5", tmp_path / "blip2"), test_set, FilterChoices())
 
 
 def test_a_text_that_is_too_long_is_cut(clip: Path) -> None:
