@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from capfilt.cli import options
 from capfilt.cli.output import next_step, print_json, print_next
@@ -98,6 +98,7 @@ def _options(annotation: Any) -> str:
         return "true|false"
     if get_origin(annotation) is tuple:
         return "list"
-    parts = [part for part in get_args(annotation) or (annotation,) if isinstance(part, type)]
+    plain = [get_args(part)[0] if get_origin(part) is Annotated else part for part in get_args(annotation)]
+    parts = [part for part in plain or (annotation,) if isinstance(part, type)]
     names = ["none" if part is type(None) else part.__name__.lower() for part in parts]
     return " or ".join(dict.fromkeys(names))

@@ -161,6 +161,7 @@ class Bootstrap(Settings):
     pretrain_on: Literal["clean", "clean+web"] = "clean"
     """Pairs of the joint pre-training."""
     model: Trainable = Model()
+    """How models are built: MED, or a Q-Former between frozen models."""
     pretrain: Training | None = None
     """Joint pre-training (ITC, ITM, LM) of one model that captioner and filter start from."""
     captioner_training: Training = Training(phases=(Phase(lm=1.0),))
