@@ -33,7 +33,7 @@ def test_ranges_are_said_in_words() -> None:
     assert ranges["decoding.top_p"] == "above 0, at most 1"
     assert ranges["decoding.method"] == "nucleus|greedy|beam"
     assert ranges["recaption"] == "true|false"
-    assert ranges["bundles.init"] == "path or none"
+    assert ranges["bundles.init"] == "str or none"
 
 
 def test_a_pipeline_that_changes_a_default_keeps_the_meaning() -> None:
