@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,10 @@ from capfilt.cli.curves import write_curves
 from capfilt.cli.output import next_step, print_json, print_next, typed_command
 from capfilt.cli.pipelines import load_pipeline
 from capfilt.reports.progress import shown_progress
+
+if TYPE_CHECKING:
+    from capfilt.models.cards import Card
+    from capfilt.settings import Bootstrap
 
 DEFAULT = "pretrain_blip_base"
 
@@ -83,10 +87,8 @@ def pretrain(
     picture = write_curves(out)
     # With another seed, other clean pairs are held out, and the model has seen some of them.
     same = ("--seed", settings.seed) if settings.seed else ()
-    given = "--captioner" if card.kind == "captioner" else "--init"
-    built = ("--pipeline", "blip2_opt") if card.is_qformer else ()
     following = next_step(
-        "bootstrap", "WEB", "--clean", clean or "CLEAN", given, out, *same, "--out", "RUN", *built
+        "bootstrap", "WEB", "--clean", clean or "CLEAN", *same, *_given(card, out, settings), "--out", "RUN"
     )
     if json:
         print_json(
@@ -101,3 +103,15 @@ def pretrain(
         return
     print(f"{card.kind} {card.weights[:12]} in {out}; its curves are in {picture}")
     print_next(following)
+
+
+def _given(card: Card, out: Path, settings: Bootstrap) -> tuple[object, ...]:
+    """Return how the next command is given the model, and what it needs beside it."""
+    if not card.is_qformer:
+        return ("--init", out)
+    pipeline = ("--pipeline", "blip2_opt")
+    if card.kind != "captioner":
+        return ("--init", out, *pipeline, "--set", "bundles.language=MODEL")
+    # The filter goes on from what the captioner was started from.
+    first = settings.bundles.init
+    return ("--captioner", out, *(("--init", first) if first and not card.is_instructed else ()), *pipeline)

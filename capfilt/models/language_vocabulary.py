@@ -68,7 +68,8 @@ class LanguageVocabulary:
         self._entries = language.config.get("vocab_size")
         if self._entries is not None and len(self) > self._entries:
             raise CapfiltError(
-                f"the language model has embeddings for {self._entries} tokens, and its tokenizer has {len(self)}",
+                f"the language model has embeddings for {self._entries} tokens, and its tokenizer has "
+                f"{len(self)}",
                 fix="give the language model the tokenizer that it was trained with",
             )
 
@@ -130,6 +131,13 @@ class LanguageVocabulary:
         tokenizer puts nothing before a text has no ids for an empty one.
         """
         return self._read(self._ids([text])[0], None)
+
+    @cached_property
+    def blank(self) -> str:
+        """What a text that is written after others begins with: a blank where they would be joined."""
+        output, real = self.encode_output(["a"], 8)
+        whole = self.decode([*self.prompt("a"), *output[0][real[0]].tolist()])
+        return " " if whole == "aa" and not self.is_encoder else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens and blanks around it left out."""

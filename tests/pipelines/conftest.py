@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-# What these tests share, and the drawn world of the examples.
+# What these tests share, models as transformers saves them, and the drawn world of the examples.
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "backends"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import scenes
@@ -18,6 +21,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 clean and 90 web pairs, the latter in six shards."""
     folder = tmp_path_factory.mktemp("drawn")
     scenes.make(folder, seed=2, clean=60, web=90, per_shard=15)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 clean and 24 web pairs, the latter in two shards."""
+    folder = tmp_path_factory.mktemp("few")
+    scenes.make(folder, seed=1, clean=40, web=24, per_shard=12)
     return folder
 
 
