@@ -76,7 +76,9 @@ class Conventions(Settings):
     def matching(self, chosen: Matching) -> Matching:
         """Return the choices, what was not chosen filled in."""
         return Matching(
-            match_token=chosen.match_token or self.match_token, clean_up=chosen.clean_up or self.clean_up
+            match_token=chosen.match_token or self.match_token,
+            clean_up=chosen.clean_up or self.clean_up,
+            question=chosen.question,
         )
 
 

@@ -106,6 +106,10 @@ def filter_from(
     from capfilt.models.filter import MedFilter
 
     if bundle.card.is_qformer:
+        if bundle.card.kind == "captioner":
+            from capfilt.models.answering import AnswerFilter
+
+            return AnswerFilter(bundle, torch.device(device), precision, matching)
         from capfilt.models.qformer_filter import QFormerFilter
 
         return QFormerFilter(bundle, torch.device(device), precision, matching)

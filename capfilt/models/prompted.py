@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from capfilt.models.cards import Objective
+    from capfilt.models.language_vocabulary import LanguageVocabulary
     from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings.models import Blip2
 
@@ -163,6 +164,25 @@ class SoftPrompted(Learner):
         return torch.cat([embedded, embeddings(words.ids)], 1), torch.cat([seen, words.real.long()], 1)
 
 
+def one_row(read: Words, output: Words, pad: int) -> tuple[Words, Tensor]:
+    """Return rows in which the output follows what is read, and which of their tokens are the output's.
+
+    The padding of both stands behind both, so that positions are counted without gaps. Shape
+    (rows, tokens read + tokens written). Source: LAVIS, Blip2VicunaInstruct, concat_text_input_output.
+    """
+    ids, real = torch.cat([read.ids, output.ids], 1), torch.cat([read.real, output.real], 1)
+    written = torch.cat([torch.zeros_like(read.real), output.real], 1)
+    # A stable sort of whether a token is padding brings real ones to the front, in their order.
+    order = (~real).to(torch.uint8).argsort(stable=True, dim=1)
+    ids, real = ids.gather(1, order), real.gather(1, order)
+    return Words(ids.masked_fill(~real, pad), real), written.gather(1, order)
+
+
+def shifted(ids: Tensor, start: int) -> Tensor:
+    """Return what a decoder is given to write ids (rows, tokens): a start token, then all but the last."""
+    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+
+
 def read_instructions(reader: Vocabulary, texts: Sequence[str], max_tokens: int) -> Words:
     """Return instructions as InstructBLIP's Q-Former reads them: [CLS] ... [SEP], cut on the left.
 
@@ -180,6 +200,19 @@ def read_instructions(reader: Vocabulary, texts: Sequence[str], max_tokens: int)
         ids[number, : len(row)] = row
         real[number, : len(row)] = True
     return Words(ids, real)
+
+
+def read_questions(vocabulary: LanguageVocabulary, texts: Sequence[str], max_tokens: int) -> Words:
+    """Return instructions as the language model reads them, cut on the left, for the same reason."""
+    first, rows = len(vocabulary.begin), []
+    for ids in map(vocabulary.prompt, texts):
+        over = max(0, len(ids) - max_tokens)
+        rows.append([*ids[:first], *ids[first + over :]])
+    longest = max(map(len, rows), default=0)
+    padded = [[*row, *[vocabulary.pad] * (longest - len(row))] for row in rows]
+    lengths = torch.tensor([len(row) for row in rows])
+    real = torch.arange(longest)[None, :] < lengths[:, None]
+    return Words(torch.tensor(padded, dtype=torch.long).view(len(rows), longest), real)
 
 
 def _qformer(model: Blip2, image_width: int, vocabulary_size: int | None) -> nn.Module:

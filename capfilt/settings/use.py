@@ -110,6 +110,9 @@ class Matching(Settings):
     """First token of a text whose match is judged: [CLS] or [ENC] (BLIP, section 3.1: [Encode])."""
     clean_up: Literal["none", "blip"] | None = None
     """blip: lower case and no punctuation, at most 30 words, as the released code's data sets do."""
+    question: str | None = Field(None, pattern=r"\{text\}")
+    """What a model that answers is asked of a text, which stands where it says {text}; by default whether the
+    image shows it."""
 
 
 class Server(Settings):

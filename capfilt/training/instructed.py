@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from capfilt.data.instructions.templates import instruct
 from capfilt.draws import permutation, uniforms
 from capfilt.errors import CapfiltError
 from capfilt.models.devices import sent
-from capfilt.models.prompted import Words, read_instructions
+from capfilt.models.prompted import Words, read_instructions, read_questions
 from capfilt.records import Refusal
 from capfilt.training.language import InstructedBatch
 from capfilt.training.parallel import ALONE, World
@@ -160,33 +160,14 @@ class InstructionReader:
         asked = None
         if self.qformer is not None:
             asked = read_instructions(self.qformer, [one.text for one in said], self.qformer_tokens)
-        outputs = [f"{self._blank}{one.output}" for one in said]
+        outputs = [f"{self.language.blank}{one.output}" for one in said]
         pixels = torch.from_numpy(np.stack(squares))
         return InstructedBatch(
             pixels=normalise(sent(pixels, self.device), self.images),
             asked=None if asked is None else self._sent(asked),
-            read=self._sent(self._read([one.text for one in said])),
+            read=self._sent(read_questions(self.language, [one.text for one in said], self.language_tokens)),
             output=self._sent(Words(*self.language.encode_output(outputs, self.language_tokens))),
         )
-
-    def _read(self, texts: Sequence[str]) -> Words:
-        """Return instructions as the language model reads them, cut on the left."""
-        first, rows = len(self.language.begin), []
-        for ids in map(self.language.prompt, texts):
-            over = max(0, len(ids) - self.language_tokens)
-            rows.append([*ids[:first], *ids[first + over :]])
-        longest = max(map(len, rows))
-        padded = [[*row, *[self.language.pad] * (longest - len(row))] for row in rows]
-        lengths = torch.tensor([len(row) for row in rows])
-        real = torch.arange(longest)[None, :] < lengths[:, None]
-        return Words(torch.tensor(padded, dtype=torch.long).view(len(rows), longest), real)
-
-    @cached_property
-    def _blank(self) -> str:
-        """What an output is begun with: a blank where the tokenizer would join it to the instruction."""
-        output, real = self.language.encode_output(["a"], self.language_tokens)
-        whole = self.language.decode([*self.language.prompt("a"), *output[0][real[0]].tolist()])
-        return " " if whole == "aa" and not self.language.is_encoder else ""
 
     def _sent(self, words: Words) -> Words:
         return Words(sent(words.ids, self.device), sent(words.real, self.device))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from capfilt.draws import uniforms
 from capfilt.models.devices import sent, widened
-from capfilt.models.prompted import Words
+from capfilt.models.prompted import Words, one_row, shifted
 from capfilt.training.objectives import Batch, Losses, Objective
 from capfilt.training.parallel import ALONE, World
 
@@ -166,20 +166,6 @@ LANGUAGE = Objective(language_losses, language_targets_in, greedy_ids)
 """Of a frozen language model behind a Q-Former."""
 
 
-def one_row(read: Words, output: Words, pad: int) -> tuple[Words, Tensor]:
-    """Return rows in which the output follows what is read, and which of their tokens are the output's.
-
-    The padding of both stands behind both, so that positions are counted without gaps. Shape
-    (rows, tokens read + tokens written). Source: LAVIS, Blip2VicunaInstruct, concat_text_input_output.
-    """
-    ids, real = torch.cat([read.ids, output.ids], 1), torch.cat([read.real, output.real], 1)
-    written = torch.cat([torch.zeros_like(read.real), output.real], 1)
-    # A stable sort of whether a token is padding brings real ones to the front, in their order.
-    order = (~real).to(torch.uint8).argsort(stable=True, dim=1)
-    ids, real = ids.gather(1, order), real.gather(1, order)
-    return Words(ids.masked_fill(~real, pad), real), written.gather(1, order)
-
-
 def cuts(real: Tensor, least: int, key: tuple[str | int, ...], world: World = ALONE) -> Tensor:
     """Draw where captions are cut: how many of each one's tokens go to the encoder, long, shape (rows,).
 
@@ -205,11 +191,6 @@ def prefix_and_rest(words: Words, places: Tensor) -> tuple[Words, Words]:
     moved = moved.clamp(max=len(columns) - 1)
     rest = Words(words.ids.gather(1, moved), words.real.gather(1, moved) & inside)
     return Words(words.ids, words.real & before), rest
-
-
-def shifted(ids: Tensor, start: int) -> Tensor:
-    """Return what a decoder is given to write ids (rows, tokens): a start token, then all but the last."""
-    return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
 
 
 def _summed_loss(logits: Tensor, ids: Tensor, counts: Tensor, label_smoothing: float) -> Tensor:
@@ -239,7 +220,3 @@ def _everywhere(ids: Sequence[int], like: Tensor) -> Words:
 
 def _rows(words: Words, some: slice) -> Words:
     return Words(words.ids[some], words.real[some])
-
-
-LANGUAGE = Objective(language_losses, language_targets_in, greedy_ids)
-"""Of stage 2 and InstructBLIP."""

@@ -1,0 +1,140 @@
+"""How likely a captioner finds answers to a question about a picture, and the filter that this makes.
+
+InstructBLIP ranks the candidates of a question by their likelihood (Dai et al., 2023, section 2.5). Asked
+whether a text fits a picture, the probability of yes is a score of the pair (VQAScore: Lin et al.,
+"Evaluating text-to-visual generation with image-to-text generation", 2024, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from capfilt.errors import RunFailedError
+from capfilt.models.devices import widened
+from capfilt.models.frozen import frozen_states
+from capfilt.models.prompted import Words, one_row, read_instructions, read_questions, shifted
+from capfilt.models.prompted_captioner import ready
+from capfilt.records import Scores
+from capfilt.settings import Matching
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from capfilt.models.prompted import SoftPrompted
+    from capfilt.models.protocols import ImageBatch
+    from capfilt.models.qformer_bundle import PromptedBundle
+    from capfilt.settings import Images
+
+QUESTION = 'Does the image show "{text}"? Answer yes or no.'
+"""What is asked of a text, unless `filter.question` says otherwise."""
+YES_OR_NO = ("yes", "no")
+ROWS_AT_ONCE = 64
+"""Answers that are read side by side."""
+AS_MADE = Matching()
+"""Nothing chosen."""
+
+
+class Answering:
+    """A captioner that reads answers instead of writing them; its model is made ready in place."""
+
+    def __init__(self, bundle: PromptedBundle, device: torch.device, precision: str = "fp32") -> None:
+        self.model: SoftPrompted = ready(bundle.model, device, precision)
+        self._card = bundle.card
+        self._precision = precision
+        self._vocabulary = bundle.vocabulary
+        self._reader = bundle.reader
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self, batch: ImageBatch, of: Sequence[int], questions: Sequence[str], answers: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-likelihood of each question's answers, their ends included.
+
+        `of` holds the number of the picture that a question is about; a picture is encoded once for all.
+        """
+        model, device = self.model, self.model.device
+        encoder = model.vision_model
+        states = encoder.normed(frozen_states(batch, encoder, self._card, self._precision, device))
+        rows = [(number, answer) for number, mine in enumerate(answers) for answer in mine]
+        found: list[float] = []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            asked = sorted({number for number, _ in some})
+            prompts = self._prompts(states, [of[n] for n in asked], [questions[n] for n in asked])
+            place = {number: at for at, number in enumerate(asked)}
+            each = torch.tensor([place[number] for number, _ in some], device=device)
+            read = self._read([questions[number] for number, _ in some]).to(device)
+            found += self._summed(prompts[each], read, [answer for _, answer in some]).tolist()
+        likelihoods = iter(found)
+        return [[next(likelihoods) for _ in mine] for mine in answers]
+
+    def _prompts(self, states: Tensor, of: Sequence[int], questions: Sequence[str]) -> Tensor:
+        """Return what stands before each question, (questions, queries, width)."""
+        seen = states[torch.tensor(of, device=states.device)]
+        if self._reader is None:
+            return self.model.soft_prompts(seen)
+        asked = read_instructions(self._reader, questions, self._card.blip2.qformer.max_tokens)
+        return self.model.soft_prompts(seen, asked.to(states.device))
+
+    def _read(self, questions: Sequence[str]) -> Words:
+        return read_questions(self._vocabulary, questions, self._card.blip2.language.max_tokens)
+
+    def _summed(self, prompts: Tensor, read: Words, answers: Sequence[str]) -> Tensor:
+        """Return the summed log-probabilities of the answers' tokens, (rows,), fp32 or wider."""
+        blank, longest = self._vocabulary.blank, self._card.blip2.language.max_tokens
+        written = self._vocabulary.encode_output([f"{blank}{answer}" for answer in answers], longest)
+        output = Words(*written).to(prompts.device)
+        if self.model.is_encoder_decoder:
+            logits = self.model.target_logits(prompts, read, shifted(output.ids, self.model.decoder_start))
+            ids, counts = output.ids, output.real
+        else:
+            words, counts = one_row(read, output, self._vocabulary.pad)
+            # A token is guessed where the one before it stands.
+            logits, ids = self.model.logits(prompts, words)[:, prompts.shape[1] - 1 : -1], words.ids
+        chances = F.log_softmax(widened(logits), -1).gather(-1, ids[..., None])[..., 0]
+        return (chances * counts).sum(1)
+
+
+class AnswerFilter:
+    """Scores pairs by asking whether the text fits: `vqa`, the probability of yes against no."""
+
+    def __init__(
+        self,
+        bundle: PromptedBundle,
+        device: torch.device,
+        precision: str = "fp32",
+        matching: Matching = AS_MADE,
+    ) -> None:
+        self.digest = bundle.card.weights
+        self._answering = Answering(bundle, device, precision)
+        self._images = bundle.card.blip2.images
+        self._question = matching.question or QUESTION
+
+    @property
+    def images(self) -> Images:
+        """How it sees a picture."""
+        return self._images
+
+    def score(self, batch: ImageBatch, texts: Sequence[Sequence[str]]) -> list[list[Scores]]:
+        """Return scores by picture and text; see `protocols.Filter`."""
+        of = [number for number, mine in enumerate(texts) for _ in mine]
+        # Not str.format: a text may have braces of its own, and a question no place for it but this.
+        questions = [self._question.replace("{text}", text) for mine in texts for text in mine]
+        found = self._answering.log_likelihoods(batch, of, questions, [YES_OR_NO] * len(questions))
+        if not all(math.isfinite(value) for mine in found for value in mine):
+            raise RunFailedError(
+                "the filter's answers are no finite numbers",
+                fix="give a filter whose training did not diverge, or try --precision fp32",
+            )
+        scores = iter(Scores(vqa=_against(yes, no)) for yes, no in found)
+        return [[next(scores) for _ in mine] for mine in texts]
+
+
+def _against(yes: float, no: float) -> float:
+    """Return the probability of the first of two that have these log-likelihoods."""
+    return 1 / (1 + math.exp(min(700.0, no - yes)))
