@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
@@ -37,18 +36,3 @@ def sampling_weights(datasets: Sequence[Dataset], sizes: Mapping[str, int] | Non
         shares[dataset.name] = math.sqrt(size) * dataset.correction
     whole = math.fsum(shares.values())
     return {name: share / whole for name, share in shares.items()}
-
-
-def drawn_datasets(weights: Mapping[str, float], count: int, *key: str | int) -> list[str]:
-    """Draw `count` data sets by their chances: a function of the key, such as (seed, step).
-
-    Raises ValueError without a data set.
-    """
-    import numpy as np
-
-    if not weights:
-        raise ValueError("no data set to draw from")
-    names = list(weights)
-    edges = np.cumsum([weights[name] for name in names])
-    places = np.searchsorted(edges, uniforms(count, "data set", *key) * edges[-1], side="right")
-    return [names[min(int(place), len(names) - 1)] for place in places]

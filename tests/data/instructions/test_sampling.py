@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capfilt.data.instructions.registry import Dataset, read_registry
-from capfilt.data.instructions.sampling import drawn_datasets, sampling_weights
+from capfilt.data.instructions.sampling import sampling_weights
 from capfilt.errors import CapfiltError
 
 
@@ -40,15 +38,3 @@ def test_chances_add_up_to_one_and_follow_the_sizes(sizes: list[int]) -> None:
     assert sum(weights) == pytest.approx(1)
     for size, weight in zip(sizes, weights, strict=True):
         assert weight / weights[0] == pytest.approx((size / sizes[0]) ** 0.5)
-
-
-def test_data_sets_are_drawn_by_their_chances_and_by_the_key_alone() -> None:
-    weights = {"a": 0.7, "b": 0.25, "c": 0.05}
-    drawn = drawn_datasets(weights, 4000, 3)
-    assert drawn == drawn_datasets(weights, 4000, 3) != drawn_datasets(weights, 4000, 4)
-    counts = Counter(drawn)
-    for name, weight in weights.items():
-        # Four standard deviations of a binomial count.
-        assert abs(counts[name] - 4000 * weight) < 4 * (4000 * weight * (1 - weight)) ** 0.5
-    with pytest.raises(ValueError, match="no data set"):
-        drawn_datasets({}, 1, 0)
