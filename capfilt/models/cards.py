@@ -41,6 +41,10 @@ Objective = Literal["itc", "itm", "lm"]
 Kind = Literal["captioner", "filter", "joint"]
 
 
+INSTRUCTION = "Write a short description of the image."
+"""What a captioner of InstructBLIP is asked unless a prompt says otherwise, and learns captions by."""
+
+
 class Conventions(Settings):
     """How a model is used as it was made to be: what its weights do not say.
 

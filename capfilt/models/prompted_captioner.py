@@ -85,8 +85,7 @@ class PromptedCaptioner:
         def ask() -> Tensor:
             encoder = model.vision_model
             states = encoder.normed(frozen_states(batch, encoder, self._card, self._precision, device))
-            # Trained on plain captions, its Q-Former read no instruction; an empty one would be something else.
-            if self._reader is None or not prompt:
+            if self._reader is None:
                 return model.soft_prompts(states)
             longest = self._card.blip2.qformer.max_tokens
             asked = read_instructions(self._reader, [prompt] * len(batch), longest)

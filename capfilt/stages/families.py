@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
 from capfilt.layers import changed
-from capfilt.models.cards import Kind, Objective, identity
+from capfilt.models.cards import INSTRUCTION, Conventions, Kind, Objective, identity
 from capfilt.settings import Blip2, Model
 
 if TYPE_CHECKING:
@@ -85,8 +85,11 @@ class Begun:
     """What InstructBLIP's Q-Former reads instructions with."""
     objective: Trained
     max_tokens: int
+    """Longest text, in its tokens."""
     fresh: tuple[str, ...]
     """Parts that the model it started from lacks."""
+    reader_tokens: int = 0
+    """Longest instruction that `reader` reads."""
 
 
 def find_beginning(kind: Kind, init: Path | None, bundles: Bundles | None, model: Model | Blip2) -> Beginning:
@@ -196,7 +199,7 @@ def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str])
     from capfilt.models.qformer_bundle import adopt
     from capfilt.models.qformer_parts import load_parts, part_vocabulary
     from capfilt.models.vocabulary import train_vocabulary
-    from capfilt.training.language import LANGUAGE
+    from capfilt.training.language import LANGUAGE, asked_for
 
     init, parts = beginning.init, beginning.parts
     reader = None
@@ -215,7 +218,10 @@ def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str])
         fresh = fresh_parts(lacking, init, model.state_dict())
     if parts is not None:
         load_parts(parts, model, settings)
-    return Begun(model, vocabulary, reader, LANGUAGE, settings.language.max_tokens, fresh)
+    longest = settings.language.max_tokens
+    heard = settings.qformer.max_tokens
+    objective = LANGUAGE if reader is None else asked_for(INSTRUCTION, reader, vocabulary, heard)
+    return Begun(model, vocabulary, reader, objective, longest, fresh, heard)
 
 
 def fresh_parts(lacking: list[str], init: BundleOf[Any, Any], own: Iterable[str]) -> tuple[str, ...]:
@@ -270,5 +276,6 @@ def pack_trained(
         settings=recipe.model,
         vocabulary=trainer.vocabulary,
         reader=recipe.reader,
+        conventions=Conventions(prompt=INSTRUCTION) if recipe.reader is not None else None,
         **common,
     )

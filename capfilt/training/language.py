@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from capfilt.draws import uniforms
 from capfilt.models.devices import sent, widened
-from capfilt.models.prompted import Words, one_row, shifted
+from capfilt.models.prompted import Words, one_row, read_instructions, shifted
 from capfilt.training.objectives import Batch, Losses, Objective
 from capfilt.training.parallel import ALONE, World
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.language_vocabulary import LanguageVocabulary
     from capfilt.models.prompted import SoftPrompted
+    from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings import Phase
     from capfilt.training.objectives import Setting
 
@@ -164,6 +165,32 @@ def greedy_ids(
 
 LANGUAGE = Objective(language_losses, language_targets_in, greedy_ids)
 """Of a frozen language model behind a Q-Former."""
+
+
+def asked_for(
+    instruction: str, reader: Vocabulary, vocabulary: LanguageVocabulary, qformer_tokens: int
+) -> Objective:
+    """Return the objective in which plain captions answer an instruction, as InstructBLIP's are trained.
+
+    `reader` reads it for the Q-Former, in `qformer_tokens` at most. Batches of instructions are taken as they
+    are.
+    """
+    asked = read_instructions(reader, [instruction], qformer_tokens)
+    read = vocabulary.prompt(instruction)
+
+    def put(batch: Batch | InstructedBatch) -> InstructedBatch:
+        if isinstance(batch, InstructedBatch):
+            return batch
+        first = len(vocabulary.begin)
+        output = Words(batch.ids[:, first:], batch.real[:, first:])
+        question = _everywhere(asked.ids[0].tolist(), batch.ids)
+        return InstructedBatch(batch.pixels, question, _everywhere(read, batch.ids), output)
+
+    return Objective(
+        lambda model, words, batch, *rest: language_losses(model, words, put(batch), *rest),
+        lambda model, words, batch, *rest: language_targets_in(model, words, put(batch), *rest),
+        lambda model, words, batch, tokens: greedy_ids(model, words, put(batch), tokens),
+    )
 
 
 def cuts(real: Tensor, least: int, key: tuple[str | int, ...], world: World = ALONE) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
-from capfilt.models.cards import Conventions, Origin
+from capfilt.models.cards import INSTRUCTION, Conventions, Origin
 from capfilt.models.checkpoints.configs import CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE, read_json
 from capfilt.models.checkpoints.names import few
 from capfilt.models.checkpoints.qformer_configs import GENERATION, INSTRUCTED, RETRIEVAL, blip2_of
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 FAMILIES = ("blip-2", "instructblip")
 """model_type of config.json."""
-AS_RELEASED = Conventions(min_tokens=1, max_tokens=30)
-"""LAVIS: 1 to 30 tokens, and no prompt for OPT."""
-INSTRUCTION = "Write a short description of the image."
+AS_RELEASED = Conventions(match_token="cls", min_tokens=1, max_tokens=30)
+"""LAVIS: 1 to 30 tokens, no prompt for OPT, and no [ENC]."""
 _TRAINS_ALONE = ("temperature", "word_head.")
 """What stage 1 has and transformers' class has not."""
 
