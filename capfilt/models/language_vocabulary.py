@@ -18,6 +18,7 @@ from torch import Tensor
 from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.models.language_model import is_encoder_decoder
+from capfilt.models.vocabulary import PLACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ class LanguageVocabulary:
         Its own <image>, else the id that transformers' processor gives one that it adds; where the model has
         no embedding left for it, the padding's, so that what is padded cannot be read there.
         """
-        own = self._tokenizer.get_vocab().get("<image>")
+        own = self._tokenizer.get_vocab().get(PLACE)
         if own is not None:
             return int(own)
         return len(self) if self._entries is None or len(self) < self._entries else self.pad

@@ -66,6 +66,8 @@ PromptedBundle: TypeAlias = BundleOf[SoftPrompted, LanguageVocabulary]
 """Stage 2 of BLIP-2, or InstructBLIP: a captioner."""
 READER_FOLDER = "qformer_tokenizer"
 """Where InstructBLIP has what its Q-Former reads instructions with (transformers' name)."""
+CONVENTIONS = Conventions(match_token="cls")
+"""Texts that are matched begin with [CLS]: BLIP-2 has no [ENC]."""
 _FOR_TRAINING = ("word_head.", "temperature")
 """Parts that serve training alone, and that transformers' class lacks."""
 
@@ -111,7 +113,7 @@ def pack_qformer(
         vocabulary=len(reader or vocabulary),
         vocabulary_digest=(reader or vocabulary).digest,
         first_id=vocabulary.dec if isinstance(vocabulary, Vocabulary) else None,
-        conventions=conventions or Conventions(),
+        conventions=conventions or CONVENTIONS,
         origin=origin,
         image_encoder=_image_encoder_digest(model, settings),
         parent=parent,

@@ -9,6 +9,7 @@ bytes wherever it came from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+PLACE = "<image>"
+"""Holds the place of a query in transformers' rows of queries and text."""
 
 First = Literal["cls", "enc", "dec"]
 """Who reads a text: the unimodal encoder, the image-grounded encoder or the decoder."""
@@ -187,14 +190,20 @@ def load_vocabulary(folder: Path, *, entries: int | None = None, dec: int | None
     Where tokenizer_config.json says how case, accents and CJK signs are read, it has the last word, as in
     transformers. [DEC] and [ENC] are added after a vocabulary that has neither, as the released code does,
     unless a model with embeddings for `entries` words has no room for them: then `dec`, its bos_token_id,
-    begins captions (None for a filter) and there is no [ENC]. Raises CapfiltError for files that cannot be
-    read or are of another kind, for a vocabulary that does not have `entries` words in the end, and for a
-    `dec` that is another word than its [DEC].
+    begins captions (None for a filter) and there is no [ENC]. BLIP-2 has a [DEC] alone, and the <image> that
+    transformers puts behind it, for which no model has an embedding, is left out. Raises CapfiltError for
+    files that cannot be read or are of another kind, for a vocabulary that does not have `entries` words in
+    the end, and for a `dec` that is another word than its [DEC].
     """
     found = read_words(folder)
+    if entries == len(found.words) - 1 and found.words[-1] == PLACE:
+        found = replace(
+            found, words=found.words[:-1], added=[one for one in found.added if one.content != PLACE]
+        )
     missing = [token for token in SPECIAL if token not in found.words]
     held = [token for token in EXTRA if token in found.words]
-    if missing or len(held) == 1:
+    is_blip2 = held == ["[DEC]"] and entries == len(found.words)
+    if missing or (len(held) == 1 and not is_blip2):
         lacking = missing + [token for token in EXTRA if held and token not in held]
         raise CapfiltError(
             f"{found.file} lacks {', '.join(lacking)}",
@@ -203,6 +212,7 @@ def load_vocabulary(folder: Path, *, entries: int | None = None, dec: int | None
     if not held and entries == len(found.words):
         _check_begins(dec, found)
         return Vocabulary(found.words, found.reading, dec=dec, added=found.added)
+    # Of BLIP, or of BLIP-2, which matches texts that begin with [CLS].
     words = found.words if held else [*found.words, *EXTRA]
     if entries not in (None, len(words)):
         besides = "" if held else f" and {' and '.join(EXTRA)}"

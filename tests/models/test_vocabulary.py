@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from transformers import BertTokenizer
 
 from capfilt.errors import CapfiltError
 from capfilt.models.vocabulary import EXTRA, SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
@@ -276,3 +277,24 @@ def test_a_vocabulary_without_blips_tokens_is_refused(saved: Path) -> None:
     with pytest.raises(CapfiltError, match=r"lacks \[ENC\]") as refused:
         load_vocabulary(saved)
     assert "bundle" in refused.value.fix
+
+
+def test_blip2s_vocabulary_has_dec_alone_and_an_image_that_no_model_reads(
+    learnt: Vocabulary, tmp_path: Path
+) -> None:
+    bert = words(learnt, tmp_path)[: -len(EXTRA)]
+    # As transformers writes the tokenizer of a BLIP-2: [DEC] after BERT's words, and an <image> after that.
+    theirs = BertTokenizer(vocab={word: number for number, word in enumerate(bert)})
+    theirs.add_special_tokens({"bos_token": "[DEC]"})
+    theirs.add_tokens(["<image>"], special_tokens=True)
+    theirs.save_pretrained(tmp_path)
+    found = load_vocabulary(tmp_path, entries=len(bert) + 1)
+    assert (len(found), found.dec, found.enc) == (len(bert) + 1, len(bert), None)
+    assert found.encode(TEXTS[:1], "cls", 60)[0].tolist() == theirs(TEXTS[:1]).input_ids
+    assert "<image>" not in found.files()["tokenizer.json"].decode()
+    found.save(tmp_path)
+    assert load_vocabulary(tmp_path, entries=len(found), dec=found.dec).digest == found.digest
+    with pytest.raises(CapfiltError, match=r"no \[ENC\]"):
+        found.encode(TEXTS, "enc", 20)
+    with pytest.raises(CapfiltError, match=r"lacks \[ENC\]"):
+        load_vocabulary(tmp_path, entries=len(bert) + 2)
