@@ -39,6 +39,7 @@ HeadsOption = Annotated[
     ),
 ]
 BERT = "bert-base-uncased"
+_FAMILIES = {"blip": "BLIP", "blip2": "BLIP-2", "instructblip": "InstructBLIP"}
 
 models = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +69,9 @@ def check(
     fresh = found["origin"]["fresh"] if found["origin"] is not None else ()
     options_given = [] if vocabulary == BERT else ["--vocabulary", vocabulary]
     options_given += [] if heads is None else ["--heads", heads]
-    following = _following(model, found["kind"], found["format"], fresh=fresh, options=options_given)
+    following = _following(
+        model, found["kind"], found["format"], found["family"], fresh=fresh, options=options_given
+    )
     if json:
         print_json({"model": model, **found, "next_command": following})
     else:
@@ -109,6 +112,8 @@ def convert(
 ) -> None:
     """Write a checkpoint as a bundle, which transformers can load too where the image encoder is BLIP's own.
 
+    Of what other software runs (CLIP, chat models, a .py of your own) the bundle is its own files and a card.
+
     Example: capfilt models convert model_base.pth --out models/base --role captioner
     """
     from capfilt.engines.local import LocalEngine
@@ -119,7 +124,7 @@ def convert(
     job = _checkpoint(model, vocabulary, heads, role=role, size_px=size_px), out.absolute()
     [(_, card)] = list(LocalEngine().run(convert_checkpoint, [job], devices=["cpu"], threads=1))
     fresh = card.origin.fresh if card.origin is not None else ()
-    following = _following(str(out), card.kind, "bundle", fresh=fresh)
+    following = _following(str(out), card.kind, "bundle", card.family, fresh=fresh)
     if json:
         print_json(
             {
@@ -149,7 +154,7 @@ def _checkpoint(model: str, vocabulary: str, heads: str | None, **more: Any) -> 
 
 
 def _following(
-    model: str, kind: str, form: str, *, fresh: Sequence[str] = (), options: Sequence[str] = ()
+    model: str, kind: str, form: str, family: str, *, fresh: Sequence[str] = (), options: Sequence[str] = ()
 ) -> str:
     """Return what to type next; `options` are those a .pth was read with, `fresh` heads are untrained."""
     if form == "pth":
@@ -160,24 +165,25 @@ def _following(
         return next_step("recaption", "WEB", "--captioner", model, "--out", "RUN")
     if kind == "filter":
         return next_step("score", "WEB", "--filter", model, "--out", "RUN")
-    return next_step("bootstrap", "WEB", "--clean", "CLEAN", "--init", model, "--out", "RUN")
+    pipeline = [] if family == "blip" else ["--pipeline", "blip2_opt"]
+    return next_step("bootstrap", "WEB", "--clean", "CLEAN", "--init", model, *pipeline, "--out", "RUN")
 
 
 def _lines(model: str, found: dict[str, Any]) -> list[str]:
-    structure, conventions, origin = found["structure"], found["conventions"], found["origin"]
-    forms = {"bundle": "bundle of capfilt", "transformers": "transformers folder", "pth": ".pth"}
-    widths = f"image width {structure['image_width']}, {structure['image_layers']} layers"
-    if structure["image_width"] is None:
-        widths = f"image encoder {structure['image_encoder']}"
+    forms = {
+        "bundle": "bundle of capfilt",
+        "transformers": "transformers folder",
+        "pth": ".pth",
+        "python": "Python file",
+        "server": "server",
+    }
+    roles = " and ".join(found["roles"])
     lines = [
-        f"{model}: {found['kind']} ({', '.join(found['objectives'])}), a {forms[found['format']]}",
-        f"structure: {structure['name']}, {structure['size_px']} px, {widths}, text width "
-        f"{structure['text_width']}, {structure['text_layers']} layers, {structure['text_heads']} heads",
-        f"weights: {found['weights']}",
-        f"image encoder: {found['image_encoder']}",
-        f"vocabulary: {found['vocabulary']['entries']} entries, {found['vocabulary']['digest'][:12]}",
-        "conventions: " + ", ".join(f"{name} {value!r}" for name, value in conventions.items()),
+        f"{model}: {roles} ({', '.join(found['objectives'])}), a {forms[found['format']]}",
+        *(_structure(found) if found["structure"] is not None else _run_elsewhere(found)),
+        "conventions: " + ", ".join(f"{name} {value!r}" for name, value in found["conventions"].items()),
     ]
+    origin = found["origin"]
     if origin is not None:
         commit = f", commit {origin['revision']}" if origin["revision"] else ""
         lines.append(f"origin: {origin['kind']}, {origin['source']}{commit}, {origin['sha256'][:12]}")
@@ -186,16 +192,59 @@ def _lines(model: str, found: dict[str, Any]) -> list[str]:
     lines += [f"transformers: {kind} by {name}" for kind, name in found["transformers"].items()]
     if found["not_in_transformers"]:
         lines.append(f"transformers cannot load it: {found['not_in_transformers']}")
-    for kind, measured in found["parity"].items():
-        apart = ", ".join(f"{name} {value:.1e}" for name, value in measured["differences"].items())
-        lines.append(f"parity of the {kind}: largest differences {apart} (within {measured['within']:.0e})")
-        if measured["captions"] is not None:
-            ours, theirs = measured["captions"]
-            same = "the same" if ours == theirs else f"another one there: {theirs!r}"
-            lines.append(f"greedy caption of the built-in picture: {ours!r}, {same}")
-        if measured["pixels"] is not None:
-            lines.append(f"image processing: at most {measured['pixels']:.1f} of 255 levels apart")
-        if not measured["tokens_are_equal"]:
-            lines.append("texts: other token ids there, or no tokenizer in the folder")
-        lines += [f"not loaded there: {name}" for name in measured["not_loaded"]]
-    return lines
+    return [*lines, *(line for kind, one in found["parity"].items() for line in _parity(kind, one))]
+
+
+def _structure(found: dict[str, Any]) -> list[str]:
+    """Return how a model is built that capfilt builds itself."""
+    built = found["structure"]
+    widths = f"image width {built['image_width']}, {built['image_layers']} layers"
+    if not isinstance(built["image_encoder"], dict):
+        widths = f"image encoder {built['image_encoder']}"
+    head = f"{_FAMILIES[found['family']]}, {built['name']}, {built['size_px']} px, {widths}, "
+    lines = [
+        f"weights: {found['weights']}",
+        f"image encoder: {found['image_encoder']}",
+        f"vocabulary: {found['vocabulary']['entries']} entries, {found['vocabulary']['digest'][:12]}",
+    ]
+    if "queries" not in built:
+        sizes = (
+            f"text width {built['text_width']}, {built['text_layers']} layers, {built['text_heads']} heads"
+        )
+        return [f"structure: {head}{sizes}", *lines]
+    sizes = (
+        f"{built['queries']} queries, Q-Former width {built['qformer_width']}, {built['qformer_layers']} "
+        f"layers, {built['qformer_heads']} heads"
+    )
+    language = built["language_model"]
+    if language is not None:
+        lines.append(
+            f"language model: {language['type']}, width {language['width']}, {language['layers']} layers, "
+            f"{language['entries']} entries"
+        )
+    return [f"structure: {head}{sizes}", *lines]
+
+
+def _run_elsewhere(found: dict[str, Any]) -> list[str]:
+    """Return by what a model is run that capfilt does not build."""
+    options = ", ".join(f"{name} {value!r}" for name, value in found["options"].items())
+    return [
+        f"run by: the backend {found['family']}" + (f", with {options}" if options else ""),
+        f"weights: {found['weights']}",
+        "nothing is converted: a bundle is its own files, or its address, beside a card",
+    ]
+
+
+def _parity(kind: str, measured: dict[str, Any]) -> list[str]:
+    """Return how far a model is from the same one in transformers."""
+    apart = ", ".join(f"{name} {value:.1e}" for name, value in measured["differences"].items())
+    lines = [f"parity of the {kind}: largest differences {apart} (within {measured['within']:.0e})"]
+    if measured["captions"] is not None:
+        ours, theirs = measured["captions"]
+        same = "the same" if ours == theirs else f"another one there: {theirs!r}"
+        lines.append(f"greedy caption of the built-in picture: {ours!r}, {same}")
+    if measured["pixels"] is not None:
+        lines.append(f"image processing: at most {measured['pixels']:.1f} of 255 levels apart")
+    if not measured["tokens_are_equal"]:
+        lines.append("texts: other token ids there, or no tokenizer in the folder")
+    return lines + [f"not loaded there: {name}" for name in measured["not_loaded"]]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.bundle import Bundle
     from capfilt.models.protocols import ImageBatch
+    from capfilt.settings import Images
 
 WITHIN = 1e-4
 """Largest difference of states, cosines and logits that is put down to the order of additions."""
@@ -98,7 +99,7 @@ def parity(bundle: Bundle, folder: Path) -> Parity:
     return Parity(
         architecture=ARCHITECTURES[kind],
         differences=differences,
-        pixels=_pixel_difference(batch, bundle, folder),
+        pixels=pixel_difference(batch, images, folder),
         tokens_are_equal=_tokens_are_equal(bundle, folder),
         captions=captions,
         not_loaded=tuple(sorted(str(name) for names in loading.values() for name in names)),
@@ -126,7 +127,7 @@ def built_in_picture() -> Image:
 
 def _states(model: Any, theirs: Any, pixels: Tensor) -> dict[str, float]:
     expected = theirs.vision_model(pixel_values=pixels).last_hidden_state
-    return {"image_states": _apart(model.encode_image(pixels), expected)}
+    return {"image_states": apart(model.encode_image(pixels), expected)}
 
 
 def _lm(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
@@ -135,7 +136,7 @@ def _lm(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
     every = pixels.expand(len(TEXTS), -1, -1, -1)
     expected = theirs(pixel_values=every, input_ids=ids, attention_mask=real.long()).logits
     logits = model.lm_logits(ids, model.memory(model.encode_image(every)))
-    return {"lm_logits": _apart(logits[real], expected[real])}
+    return {"lm_logits": apart(logits[real], expected[real])}
 
 
 def _matching(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
@@ -148,7 +149,7 @@ def _matching(bundle: Bundle, theirs: Any, pixels: Tensor) -> dict[str, float]:
     states = model.encode_image(every)
     own_cosines = model.image_features(states[:1]) @ model.text_features(ids, real).T
     own_logits = model.itm_logits(ids, real, model.memory(states))
-    return {"itc": _apart(own_cosines, cosines), "itm_logits": _apart(own_logits, logits)}
+    return {"itc": apart(own_cosines, cosines), "itm_logits": apart(own_logits, logits)}
 
 
 def _captions(
@@ -163,18 +164,21 @@ def _captions(
     return ours, bundle.vocabulary.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
-def _pixel_difference(batch: ImageBatch, bundle: Bundle, folder: Path) -> float | None:
+def pixel_difference(batch: ImageBatch, images: Images, folder: Path) -> float | None:
+    """Return how far the resized pictures are from those of transformers' processor, of 255 levels.
+
+    None where the folder says nothing of pictures.
+    """
     import torch
     from transformers import BlipImageProcessor
 
     if not any((folder / name).is_file() for name in (PREPROCESSOR_FILE, PROCESSOR_FILE)):
         return None
     made = BlipImageProcessor.from_pretrained(folder)(images=list(batch.pictures), return_tensors="pt")
-    images = bundle.card.med.images
     mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (images.mean, images.std))
     theirs = (made["pixel_values"] * std + mean) * 255
     # What they made is whole levels too, but for the arithmetic above.
-    return round(_apart(torch.from_numpy(batch.squares(images)).float(), theirs), 3)
+    return round(apart(torch.from_numpy(batch.squares(images)).float(), theirs), 3)
 
 
 def _tokens_are_equal(bundle: Bundle, folder: Path) -> bool:
@@ -190,5 +194,6 @@ def _tokens_are_equal(bundle: Bundle, folder: Path) -> bool:
     return bool(ours == theirs["input_ids"])
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest absolute difference of two tensors of one shape."""
     return float((ours - theirs).abs().max())

@@ -63,6 +63,20 @@ def recognised(path: Path) -> str | None:
     return next((name for name in _OF_FOLDERS if backend(name).recognises(config) is not None), None)
 
 
+def roles(path: Path) -> tuple[Kind, ...]:
+    """Return what a folder or a file that a backend runs can be: captioner, filter, or both.
+
+    Raises CapfiltError for a file that is no Python.
+    """
+    name = recognised(path)
+    if name is None:
+        return ()
+    if name == "python":
+        found: tuple[Kind, ...] = backend(name).roles(path)
+        return found
+    return (backend(name).recognises(read_json(path / CONFIG_FILE)),)
+
+
 def describe(path: Path, role: Kind, options: Mapping[str, Any] | None = None) -> Card:
     """Return the card of a folder or a file as a captioner or a filter; `options` are its backend's.
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "backends"))
+import small_folders
+from qformer_folders import prompted_folder
 from small_models import SMALL, WORDS, small_med, small_packed
 from theirs import transformers_folder
 
@@ -17,9 +20,9 @@ from capfilt.models.bundle import load_bundle
 from capfilt.models.cards import read_card
 from capfilt.models.checkpoints.names import Naming
 from capfilt.models.med import MED
+from capfilt.models.structures import structure
 from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 from capfilt.settings import Model, Vision
-from capfilt.stages.checkpoint import structure
 
 if TYPE_CHECKING:
     from typed_commands import Capfilt
@@ -186,3 +189,31 @@ def test_the_released_structures_are_known_by_name() -> None:
     assert structure(large)["name"] == "large"
     assert structure(Model(vision=Vision(timm="vit_base_patch16_384")))["name"] == "other"
     assert structure(Model(vision=Vision(patch_px=32)))["name"] == "other"
+
+
+def test_models_of_other_families_are_told_in_their_own_words(capfilt: Capfilt, tmp_path: Path) -> None:
+    prompted_folder("t5", tmp_path / "flan", "instructblip")
+    small_folders.clip(tmp_path / "clip")
+
+    told = capfilt("models", "check", tmp_path / "flan").stdout
+    for said in (
+        "captioner (lm), a bundle of capfilt",
+        "structure: InstructBLIP, other, 16 px, image width 32, 2 layers, 3 queries, Q-Former width 32",
+        "language model: t5, width 32, 2 layers",
+        "transformers: captioner by InstructBlipForConditionalGeneration",
+        "parity of the captioner: largest differences image_states",
+        ", the same",
+    ):
+        assert said in told
+    assert told.splitlines()[-1] == f"capfilt recaption WEB --captioner {tmp_path / 'flan'} --out RUN"
+
+    told = capfilt("models", "check", tmp_path / "clip").stdout
+    assert "filter (itc), a transformers folder" in told
+    assert "run by: the backend dual_encoder" in told
+    assert "nothing is converted" in told
+    assert told.splitlines()[-1] == f"capfilt score WEB --filter {tmp_path / 'clip'} --out RUN"
+    made = capfilt("models", "convert", tmp_path / "clip", "--out", tmp_path / "bundle")
+    assert made.exit_code == 0
+    assert (tmp_path / "bundle" / "model.safetensors").read_bytes() == (
+        tmp_path / "clip" / "model.safetensors"
+    ).read_bytes()

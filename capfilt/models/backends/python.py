@@ -70,6 +70,13 @@ def describe(file: Path, role: Kind, options: Mapping[str, Any]) -> Card:
     )
 
 
+def roles(file: Path) -> tuple[Kind, ...]:
+    """Return which of the two functions a file defines; nothing in it is run."""
+    defined = _defined(file, file.read_bytes())
+    kinds: tuple[Kind, ...] = ("captioner", "filter")
+    return tuple(kind for kind in kinds if kind in defined)
+
+
 def captioner(bundle: Path, card: Card, device: str, precision: str) -> OwnCaptioner:
     """Return the captioner that a bundle's file makes; CapfiltError, with file and line, where it fails."""
     own = _Own.load(bundle, card, device, precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
 from capfilt.files import whole_folder
@@ -18,6 +18,7 @@ from capfilt.settings import Model
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from capfilt.models.bundle_files import BundleOf
     from capfilt.models.cards import Card
     from capfilt.models.checkpoints.foreign import Role
     from capfilt.settings import Server
@@ -32,6 +33,8 @@ class Ready:
     found: Found
     write: Callable[[], None]
     """Writes it, all or nothing."""
+    bundle: BundleOf[Any, Any] | None = None
+    """The same in memory, where its weights were read."""
 
 
 def find_model(source: str) -> Found:
@@ -40,13 +43,21 @@ def find_model(source: str) -> Found:
 
 
 def read_model(
-    source: str, to: Path, *, role: Role, vocabulary: str, size_px: int | None, server: Server
+    source: str,
+    to: Path,
+    *,
+    role: Role,
+    vocabulary: str,
+    size_px: int | None,
+    server: Server,
+    heads: tuple[int, int] | None = None,
 ) -> Ready:
     """Read a model as the bundle that `write()` puts at `to`.
 
     It may be a bundle, a folder of transformers (BLIP, BLIP-2, InstructBLIP, a dual encoder, a chat model), a
-    hub id of one, a .pth, a Python file, or the address of a server. Raises CapfiltError for anything else,
-    for a model that has not the role, and for a side of pictures that it cannot be given.
+    hub id of one, a .pth, a Python file, or the address of a server. `heads` are the attention heads of a
+    .pth (see `foreign`). Raises CapfiltError for anything else, for a model that has not the role, and for a
+    side of pictures that it cannot be given.
     """
     found = find_model(source)
     if is_address(source):
@@ -57,6 +68,8 @@ def read_model(
         raise CapfiltError(
             f"{source} sees pictures at its own size, and --size-px is for BLIP alone", fix="leave it out"
         )
+    if not _is_blip(found.path) and heads is not None:
+        raise CapfiltError(f"{source} says itself how many attention heads it has", fix="leave out --heads")
     if (found.path / CARD_FILE).exists() and not isinstance(read_card(found.path).model, Model):
         return _own(found, to, role)
     if found.path.is_dir():
@@ -64,7 +77,7 @@ def read_model(
 
         if is_qformer_folder(found.path):
             packed = import_qformer(found, to, role=role)
-            return Ready(packed.bundle.card, found, packed.write)
+            return Ready(packed.bundle.card, found, packed.write, packed.bundle)
     if role != "init":
         from capfilt.models import foreign_bundle
 
@@ -74,8 +87,8 @@ def read_model(
     from capfilt.models.checkpoints.foreign import import_checkpoint
 
     where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
-    blip = import_checkpoint(where, to, role=role, vocabulary=vocabulary, size_px=size_px)
-    return Ready(blip.bundle.card, found, blip.write)
+    blip = import_checkpoint(where, to, role=role, vocabulary=vocabulary, size_px=size_px, heads=heads)
+    return Ready(blip.bundle.card, found, blip.write, blip.bundle)
 
 
 def _is_blip(path: Path) -> bool:
