@@ -20,6 +20,7 @@ from capfilt.canonical import canonical_json
 from capfilt.errors import CapfiltError
 from capfilt.files import disk_errors, remove_temporaries, whole_file
 from capfilt.provenance.commit import arrow_table, manifests, missing_files, synthetic_captions
+from capfilt.provenance.label_rows import Verdict, newest_labels, read_every_label
 from capfilt.provenance.lineage import create_lineage, rounds_of, schema_of
 from capfilt.provenance.pairs import create_pairs
 from capfilt.provenance.policy import Policy, newest_policy, policies
@@ -27,6 +28,7 @@ from capfilt.provenance.rundir import RunDir, json_files, read_json, stage_rows
 from capfilt.provenance.schema import (
     CALIBRATION,
     CAPTIONS,
+    LABELS,
     METRICS,
     MODELS,
     POLICIES,
@@ -165,6 +167,7 @@ def _fill_round(connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Poli
     calibrations = [row for path in json_files(run.calibration) for row in read_json(path, mend=mend)]
     _rows_table(connection, CALIBRATION, calibrations)
     _rows_table(connection, POLICIES, [_policy_row(number, known) for number, known in policies(run)])
+    _rows_table(connection, LABELS, _label_rows(run))
     _rows_table(connection, STAGES, stage_rows(run))
     if policy is None and (newest := newest_policy(run)) is not None:
         policy = newest[1]
@@ -214,6 +217,24 @@ def _policy_row(number: int, policy: Policy) -> dict[str, Any]:
         "thresholds": canonical_json(policy.render().parameters),
         "words": policy.words,
     }
+
+
+def _label_rows(run: RunDir) -> list[dict[str, Any]]:
+    labels = read_every_label(run)
+    newest = {id(label) for label in newest_labels(labels)}
+    return [
+        {
+            "pair_id": label.pair_id,
+            "verdict": label.verdict,
+            "who": label.who,
+            "time": label.when,
+            "note": label.note,
+            "draw": label.draw,
+            "text_sha256": label.text_sha256,
+            "newest": id(label) in newest and label.verdict != Verdict.UNDONE,
+        }
+        for label in labels
+    ]
 
 
 def _check_files(run: RunDir, committed: Sequence[Mapping[str, Any]]) -> None:

@@ -205,6 +205,21 @@ METRICS = Table(
     ),
 )
 
+LABELS = Table(
+    "labels",
+    "one row a word of a person on a pair, those that were superseded or taken back too",
+    (
+        Column("pair_id", "string", "as in pairs"),
+        Column("verdict", "string", "match, mismatch, unsure, or undone: taken back"),
+        Column("who", "string", "the person, as the person gave it"),
+        Column("time", "double", "seconds since 1970"),
+        Column("note", "string", "what the person added, or nothing"),
+        Column("draw", "string", "the drawn sample it came from; null for a pair that was not drawn"),
+        Column("text_sha256", "string", "digest of the text that was looked at"),
+        Column("newest", "bool", "whether it is what this person says of this pair now"),
+    ),
+)
+
 STAGES = Table(
     "stages",
     "one row a stage of one start of the run; clock times live here and in metrics only",
@@ -285,6 +300,7 @@ TABLES = (
     CALIBRATION,
     POLICIES,
     METRICS,
+    LABELS,
     STAGES,
     ROUNDS,
     ANCESTRY,

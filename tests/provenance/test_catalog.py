@@ -20,6 +20,7 @@ from capfilt.provenance.catalog import (
     schema_text,
 )
 from capfilt.provenance.commit import commit_scores, record_calibration, record_metrics, record_model
+from capfilt.provenance.label_rows import Label, append_labels
 from capfilt.provenance.pairs import score_columns
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, write_policy
 from capfilt.provenance.rundir import RunDir, StageRecord, record_run, save_stage
@@ -43,6 +44,7 @@ def full_run(run: RunDir) -> RunDir:
     record_metrics(run, "filter", [any_row(METRICS)])
     save_stage(run, StageRecord("judge", 1, started=1.0).finished("done", ended=2.0, count=4))
     write_policy(run, Policy((AtLeast("itm", 0.25),)))
+    append_labels(run, [Label("a pair", "match", "ann", 3.0, draw="d", text_sha256="e")])
     return run
 
 
