@@ -79,6 +79,19 @@ def open_catalog(
     return connection
 
 
+def add_run(connection: duckdb.DuckDBPyConnection, run: RunDir, schema: str) -> None:
+    """Add the tables of one more run to a catalog, in a schema of their own; its newest policy judges it.
+
+    `schema` is a name of ours and never a user's. Further rounds of that run are left out.
+    """
+    connection.execute(f"CREATE SCHEMA {schema}")
+    connection.execute(f"SET schema = '{schema}'")
+    try:
+        _fill_round(connection, run, None)
+    finally:
+        connection.execute("SET schema = 'main'")
+
+
 def rebuild_catalog(run: RunDir, *, every_round: bool = True) -> None:
     """Write catalog.duckdb anew: the same views in a file, for people with a DuckDB shell.
 
@@ -145,11 +158,7 @@ def _fill(
     rounds = rounds_of(run)[: None if every_round else 1]
     _fill_round(connection, run, policy)
     for number, further in rounds[1:]:
-        schema = schema_of(number, rounds)
-        connection.execute(f"CREATE SCHEMA {schema}")
-        connection.execute(f"SET schema = '{schema}'")
-        _fill_round(connection, further, None)
-    connection.execute("SET schema = 'main'")
+        add_run(connection, further, schema_of(number, rounds))
     create_lineage(connection, rounds)
 
 
