@@ -13,7 +13,7 @@ from capfilt.cli.output import print_json
 
 if TYPE_CHECKING:
     from capfilt.stages.evaluate.measure import Choices
-    from capfilt.stages.evaluate.results import Task
+    from capfilt.stages.evaluate.results import Evaluation, Task
 
 ModelArgument = Annotated[
     str,
@@ -93,7 +93,7 @@ def retrieval(
     """
     from capfilt.stages.evaluate.retrieval import RetrievalChoices
 
-    flags = _flags(max_pixels, seed, device, precision, batch_size)
+    flags = flags_of(max_pixels, seed, device, precision, batch_size)
     _evaluate(
         "retrieval",
         model,
@@ -136,7 +136,7 @@ def caption(
 
     Example: capfilt evaluate caption models/captioner test --method beam --set decoding.beams=3
     """
-    flags = _flags(max_pixels, seed, device, precision, batch_size) | {
+    flags = flags_of(max_pixels, seed, device, precision, batch_size) | {
         "decoding.method": method,
         "candidates": 1,
     }
@@ -199,7 +199,7 @@ def filter_(
     """
     from capfilt.stages.evaluate.filtering import FilterChoices
 
-    flags = _flags(max_pixels, seed, device, precision, batch_size)
+    flags = flags_of(max_pixels, seed, device, precision, batch_size)
     _evaluate(
         "filter",
         model,
@@ -216,13 +216,14 @@ def filter_(
     )
 
 
-def _flags(
+def flags_of(
     max_pixels: int | None,
     seed: int | None,
     device: str | None,
     precision: str | None,
     batch_size: int | None,
 ) -> dict[str, Any]:
+    """Return what every evaluation lets one choose by a flag, as settings."""
     return {
         "input.max_pixels": max_pixels,
         "seed": seed,
@@ -261,12 +262,10 @@ def _evaluate(
 ) -> None:
     """Evaluate by this machine's engine, write what was asked for, and print it."""
     from capfilt.engines.local import LocalEngine
-    from capfilt.reports.evaluation import show_evaluation, write_evaluation
     from capfilt.reports.progress import shown_progress
-    from capfilt.reports.text import terminal
     from capfilt.settings import Bootstrap
     from capfilt.stages.evaluate.measure import EvaluationRequest, evaluate
-    from capfilt.stages.evaluate.results import as_json, check_place
+    from capfilt.stages.evaluate.results import check_place
 
     if out is not None:
         check_place(out)
@@ -274,6 +273,15 @@ def _evaluate(
     request = EvaluationRequest(task, model, data, settings, choices, limit, clip)
     with shown_progress(quiet=quiet) as progress:
         evaluation = evaluate(request, LocalEngine(), progress)
+    tell(evaluation, out, json=json)
+
+
+def tell(evaluation: Evaluation, out: Path | None, *, json: bool) -> None:
+    """Write an evaluation where that was asked for, and print it."""
+    from capfilt.reports.evaluation import show_evaluation, write_evaluation
+    from capfilt.reports.text import terminal
+    from capfilt.stages.evaluate.results import as_json
+
     if out is not None:
         write_evaluation(evaluation, out)
     if json:

@@ -13,8 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from capfilt import __version__
+from capfilt.cli.answers import answers
 from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
+from capfilt.cli.browse import browse
 from capfilt.cli.datasets import datasets
 from capfilt.cli.evaluate import evaluate
 from capfilt.cli.export import export
@@ -91,6 +93,7 @@ def capfilt(
 for command in (
     bootstrap,
     inspect,
+    browse,
     judge,
     export,
     sql,
@@ -104,6 +107,7 @@ for command in (
     settings,
 ):
     app.command()(command)
+evaluate.command()(answers)
 evaluate.command()(gain)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(models, name="models")

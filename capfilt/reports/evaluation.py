@@ -58,13 +58,17 @@ def headline(evaluation: Evaluation) -> str:
     """Return what was evaluated on what, in a sentence."""
     facts = evaluation.found.facts
     refused = sum(facts["refused"].values())
+    is_asked = evaluation.task == "answers"
     words = (
         f"{evaluation.task} by {evaluation.model} on {evaluation.data}: {facts['pictures']:,} pictures, "
-        f"{facts['texts']:,} texts, on {facts['device']} in {facts['precision']}"
+        f"{facts['texts']:,} {'examples' if is_asked else 'texts'}, on {facts['device']} in "
+        f"{facts['precision']}"
     )
-    words += ", the first ones" if facts["is_cut"] else ""
+    cut = "drawn from more" if is_asked else "the first ones"
+    words += f", {cut}" if facts["is_cut"] else ""
     reasons = ", ".join(f"{count} {reason}" for reason, count in facts["refused"].items())
-    return words + (f"; {refused:,} samples left out ({reasons})" if refused else "")
+    left_out = "rows" if is_asked else "samples"
+    return words + (f"; {refused:,} {left_out} left out ({reasons})" if refused else "")
 
 
 def figure_words(figure: Figure) -> str:
@@ -107,6 +111,9 @@ def _charts(evaluation: Evaluation) -> Iterator[tuple[str, Chart]]:
     if evaluation.task == "filter":
         yield from _filter_charts(evaluation)
         return
+    if evaluation.task == "answers":
+        yield from _answers_charts(evaluation)
+        return
     unit = "recall" if evaluation.task == "retrieval" else "CIDEr-D"
     wanted = {"R@1", "R@5", "R@10"} if evaluation.task == "retrieval" else {"CIDEr-D"}
     rows: list[Estimate] = [
@@ -117,11 +124,28 @@ def _charts(evaluation: Evaluation) -> Iterator[tuple[str, Chart]]:
     yield evaluation.task, bars_with_intervals(rows, _title(evaluation), unit)
 
 
+def _answers_charts(evaluation: Evaluation) -> Iterator[tuple[str, Chart]]:
+    """Yield a picture of what is measured from 0 to 1, and one of CIDEr-D, which goes up to 10."""
+    from capfilt.reports.charts import bars_with_intervals
+    from capfilt.stages.evaluate.answered import METRICS, MODEL
+
+    cider = METRICS["cider"]
+    for name, unit, is_cider in (("answers", "score", False), ("captions", cider, True)):
+        rows: list[Estimate] = [
+            (f"{one.table}, {one.row}", one.figure.value, one.figure.low, one.figure.high)
+            for one in evaluation.found.measured
+            if one.measure == MODEL and one.row.endswith(f": {cider}") == is_cider
+        ]
+        if rows:
+            yield name, bars_with_intervals(rows, _title(evaluation), unit)
+
+
 def _title(evaluation: Evaluation) -> str:
     """Return a title that fits above a picture."""
     name = evaluation.model.rstrip("/").rpartition("/")[2]
     facts = evaluation.found.facts
-    return f"{name}: {facts['pictures']:,} pictures, {facts['texts']:,} texts"
+    what = "examples" if evaluation.task == "answers" else "texts"
+    return f"{name}: {facts['pictures']:,} pictures, {facts['texts']:,} {what}"
 
 
 def _label(one: Measured, task: str) -> str:

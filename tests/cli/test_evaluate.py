@@ -12,10 +12,12 @@ import pytest
 # Bundles of random weights and small test sets are made by what the tests of the stages share.
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages" / "evaluate"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 import drawn
 import pyarrow.parquet
 import world
+from qformer_folders import prompted_folder
 
 if TYPE_CHECKING:
     from typed_commands import Capfilt
@@ -158,3 +160,66 @@ def test_an_evaluation_replaces_an_earlier_one(capfilt: Capfilt, joint: Path, te
         words = ("evaluate", "caption", joint, test_set, "--limit", limit, "--out", "found", *QUICK)
         assert capfilt(*words).exit_code == 0
     assert json.loads(Path("found/results.json").read_text())["pictures"] == 6
+
+
+def test_answers_are_told_held_out_and_held_in_apart(capfilt: Capfilt, tmp_path: Path) -> None:
+    model = prompted_folder("t5", tmp_path / "instructed", "instructblip")
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(drawn.png(number))
+    questions = {
+        str(number): {"question": f"what is {word}", "imageId": str(number % 4), "answer": "\x1b[2Jred"}
+        for number, word in enumerate(("this", "it", "that", "red", "blue"))
+    }
+    (tmp_path / "gqa.json").write_text(json.dumps(questions))
+    captions = [{"image": f"{number}.jpg", "caption": f"a red {number} cat"} for number in range(4)]
+    (tmp_path / "pairs.json").write_text(json.dumps(captions))
+    (tmp_path / "mine.toml").write_text(
+        '[[dataset]]\nname = "gqa"\nannotations = ["gqa.json"]\nimages = "images"\n'
+        '[[dataset]]\nname = "web_capfilt"\nannotations = ["pairs.json"]\nimages = "images"\n'
+        '[[dataset]]\nname = "msvd_qa"\nannotations = ["gqa.json"]\nimages = "images"\n'
+    )
+    words = ("evaluate", "answers", model, "--registry", "mine.toml", *QUICK)
+
+    told = capfilt(*words, "--out", "found")
+    assert told.exit_code == 0, told.stderr
+    text = " ".join(told.stdout.split())
+    for said in (
+        "8 pictures, 9 examples, on cpu in fp32",
+        "held out, zero-shot",
+        "gqa: exact answers",
+        "held in",
+        "web_capfilt: CIDEr-D",
+        "without a picture",
+        "msvd_qa is left out: needs reader",
+        "written to found",
+    ):
+        assert said in text
+    assert text.index("held out, zero-shot") < text.index("held in")
+    assert "\x1b" not in told.stdout
+    value = json.loads(Path("found/results.json").read_text())
+    assert value == json.loads(capfilt(*words, "--json").stdout)
+    figures = {(one["table"], one["row"], one["measure"]): one["value"] for one in value["figures"]}
+    assert figures["held out, zero-shot", "gqa: exact answers", "without a picture"] == 1.0
+    rows = pyarrow.parquet.read_table("found/items.parquet").to_pylist()
+    assert [row["instruction"] for row in rows[:2]] == [
+        "what is this Answer briefly.",
+        "what is it Answer briefly.",
+    ]
+    assert {path.name for path in Path("found").iterdir()} == {
+        "results.json",
+        "items.parquet",
+        "answers.png",
+        "captions.png",
+    }
+
+    some = capfilt(*words, "--datasets", "web_capfilt", "--method", "beam", "--limit", 2, "--json")
+    value = json.loads(some.stdout)
+    assert (list(value["datasets"]), value["decoding"]["method"], value["texts"]) == (
+        ["web_capfilt"],
+        "beam",
+        2,
+    )
+    refused = capfilt(*words, "--datasets", "nowhere")
+    assert refused.exit_code == 2
+    assert "there is no data set nowhere" in refused.stderr

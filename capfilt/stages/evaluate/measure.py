@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
@@ -22,11 +22,14 @@ from capfilt.stages.given import given_bundle, wanted
 from capfilt.stages.shard import load_captioner, load_filter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from capfilt.records import Shard
     from capfilt.settings import Bootstrap, Input, Matching, SettledDecoding
     from capfilt.stages.context import Engine, Progress, Tell
     from capfilt.stages.evaluate.pairs import Pairs
 
+Job = TypeVar("Job")
 Choices = RetrievalChoices | FilterChoices | None
 """What a task lets one choose; of captions it is all in the decoding."""
 
@@ -77,7 +80,7 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
     devices, precision = resolve_devices(settings.compute, engine)
     device = devices[0]
     with tempfile.TemporaryDirectory(prefix="capfilt-evaluate-") as folder:
-        model = _taken(request, Path(folder) / "model", engine)
+        model = taken(request.task, request.model, settings, Path(folder) / "model", engine)
         card = read_card(model)
         job = EvaluationJob(
             task=request.task,
@@ -98,7 +101,7 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
         if precision != "fp32":
             where = device.partition(":")[0]
             progress.say(f"models compute in {precision} on {where}; --precision fp32 is exact")
-        found = _by_a_worker(job, device, settings.compute.threads, engine, progress)
+        found = by_a_worker(evaluate_job, job, device, settings.compute.threads, engine, progress)
     facts = {
         "weights": card.weights,
         "objectives": list(card.objectives),
@@ -112,16 +115,19 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
     )
 
 
-def _taken(request: EvaluationRequest, folder: Path, engine: Engine) -> Path:
-    """Return the bundle of the model, which must have learnt what the task needs."""
-    role, needs = _ROLES[request.task]
-    bundle = given_bundle(wanted(role, request.model, request.settings), folder, engine)
+def taken(task: Task, model: str, settings: Bootstrap, folder: Path, engine: Engine) -> Path:
+    """Return the bundle of a model, which must have learnt what the task needs.
+
+    Raises CapfiltError for one that has not, and as `given_bundle` does.
+    """
+    role, needs = _ROLES[task]
+    bundle = given_bundle(wanted(role, model, settings), folder, engine)
     card = read_card(bundle)
     # One that answers questions scores pairs too, and what it lacks for a task is told there.
     if not needs.intersection(card.objectives) and not (role == "filter" and card.is_instructed):
-        verb = "write captions" if request.task == "caption" else "score pairs"
+        verb = "write captions" if role == "captioner" else "score pairs"
         raise CapfiltError(
-            f"{request.model} cannot {verb}: it is a {card.kind} trained for {', '.join(card.objectives)}",
+            f"{model} cannot {verb}: it is a {card.kind} trained for {', '.join(card.objectives)}",
             fix=f"give a model that was trained for {' or '.join(sorted(needs))}",
         )
     return bundle
@@ -132,12 +138,18 @@ def _absolute(source: str | None) -> str | None:
     return str(Path(source).absolute()) if source is not None and Path(source).exists() else source
 
 
-def _by_a_worker(
-    job: EvaluationJob, device: str, threads: int, engine: Engine, progress: Progress
+def by_a_worker(
+    work: Callable[[Job, str, Tell], Findings],
+    job: Job,
+    device: str,
+    threads: int,
+    engine: Engine,
+    progress: Progress,
 ) -> Findings:
+    """Have one worker do an evaluation, and show how far it is."""
     progress.begin("evaluate", "steps")
     results = engine.run(
-        evaluate_job,
+        work,
         [job],
         devices=[device],
         threads=threads,
@@ -207,5 +219,6 @@ _ROLES: dict[Task, tuple[Any, frozenset[Objective]]] = {
     "retrieval": ("filter", frozenset({"itc", "itm"})),
     "filter": ("filter", frozenset({"itc", "itm"})),
     "caption": ("captioner", frozenset({"lm"})),
+    "answers": ("captioner", frozenset({"lm"})),
 }
 """What a model must be for a task, and the objectives of which one teaches it."""

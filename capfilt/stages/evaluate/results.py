@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from capfilt.evaluation.intervals import Figure
     from capfilt.stages.evaluate.curves import Curve
 
-Task = Literal["retrieval", "caption", "filter"]
+Task = Literal["retrieval", "caption", "filter", "answers"]
 RESULTS_FILE = "results.json"
 ITEMS_FILE = "items.parquet"
 PICTURE_FILE = "picture.png"
