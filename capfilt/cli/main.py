@@ -16,7 +16,6 @@ from capfilt import __version__
 from capfilt.cli.answers import answers
 from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
-from capfilt.cli.browse import browse
 from capfilt.cli.datasets import datasets
 from capfilt.cli.evaluate import evaluate
 from capfilt.cli.export import export
@@ -93,7 +92,6 @@ def capfilt(
 for command in (
     bootstrap,
     inspect,
-    browse,
     judge,
     export,
     sql,
