@@ -38,6 +38,12 @@ def sql(
     ] = "table",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="List every table and column.")] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="S", help="Seconds after which the query is stopped.")
+    ] = 300.0,
+    memory_gb: Annotated[
+        float, typer.Option("--memory", metavar="GB", help="Memory that the query may take.")
+    ] = 2.0,
 ) -> None:
     """Ask the provenance of a run in SQL; nothing can be changed by it.
 
@@ -53,17 +59,19 @@ def sql(
             "a run and a query are needed",
             fix=next_step("sql", run or "RUN", "select source, keep, count(*) from pairs group by all"),
         )
-    from capfilt.provenance.query import run_sql
+    from capfilt.provenance.query import Limits, bounded_memory, run_sql
     from capfilt.provenance.rundir import RunDir
 
-    columns, rows = run_sql(RunDir.open(run), query)
-    if json or output_format == "json":
-        _print_json(columns, rows)
-    elif output_format == "csv":
-        _print_csv(columns, rows)
-    else:
-        _print_table(columns, rows)
-        print_next(next_step("sql", run, "--schema"))
+    limits = Limits(timeout_s, memory_gb)
+    with bounded_memory(limits):
+        columns, rows = run_sql(RunDir.open(run), query, limits)
+        if json or output_format == "json":
+            _print_json(columns, rows)
+        elif output_format == "csv":
+            _print_csv(columns, rows)
+        else:
+            _print_table(columns, rows)
+            print_next(next_step("sql", run, "--schema"))
 
 
 def _print_schema(run: Path | None, *, json: bool) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import duckdb
 import provenance_rows as made
 import pytest
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 def committed(run: RunDir) -> RunDir:
     made.commit(run, made.shard())
     return run
+
+
+def hidden_copy(to: Path) -> str:
+    """A query that writes a file, as DuckDB's syntax tree, which one of its functions runs."""
+    query = f"with a as (copy (select 1) to '{to}') select 1"
+    row = duckdb.sql("select json_serialize_sql(?)", params=[query]).fetchone()
+    assert row is not None
+    assert "COPY" in row[0]
+    return str(row[0])
 
 
 def test_a_query_gives_its_columns_and_its_rows(committed: RunDir) -> None:
@@ -80,14 +90,22 @@ def test_every_kind_of_query_is_let_through(committed: RunDir, query: str) -> No
         ("with a as (delete from stages returning 1) from a", "is DELETE"),
         ("with a as (update stages set start = 2 returning 1) from a", "is UPDATE"),
         ("select * from (with a as (copy pairs to '{out}') select 1)", "a part of the query is COPY"),
-        ("from query('with a as (copy pairs to ''{out}'') select 1')", "COPY"),
+        ("from query('with a as (copy pairs to ''{out}'') select 1')", "query may not"),
+        ("select (select 1 from main.\"QUERY\"('select 1'))", "query may not"),
+        ("from query_table('pairs')", "query_table may not"),
+        ("from json_execute_serialized_sql('{hidden}')", "json_execute_serialized_sql may not"),
+        ("with a as (from json_execute_serialized_sql('{hidden}')) from a", "json_execute_serialized_sql may"),
+        ("explain analyze from json_execute_serialized_sql('{hidden}')", "json_execute_serialized_sql may"),
+        ("from arrow_scan(1::bigint, 2::bigint, 3::bigint)", "arrow_scan may not"),
+        ("from checkpoint()", "checkpoint may not"),
+        ("from duckdb_secrets()", "duckdb_secrets may not"),
         ("select * from read_csv('{secret}')", "no other file"),
         ("select * from read_text('{secret}')", "no other file"),
         ("select * from read_text('{provenance}/../../secret.csv')", "no other file"),
         ("select * from glob('/etc/*')", "no other file"),
         ("select * from '{secret}'", ""),
         ("select * from read_csv('https://example.com/x.csv')", ""),
-        ("from enable_logging(storage = 'file', storage_path = '{out}')", "locked"),
+        ("from enable_logging(storage = 'file', storage_path = '{out}')", "enable_logging may not"),
         ("select * from made", "does not exist"),
         ("select nothing from pairs", '"nothing" not found'),
         ("selec 1", "syntax error"),
@@ -106,6 +124,7 @@ def test_what_is_no_query_over_the_run_is_refused_and_changes_nothing(
     out = committed.provenance / "out.csv"
     before = sorted(tmp_path.rglob("*"))
     text = query.replace("{out}", str(out)).replace("{secret}", str(secret))
+    text = text.replace("{hidden}", hidden_copy(out).replace("'", "''"))
     with pytest.raises(CapfiltError) as refused:
         list(run_sql(committed, text.replace("{provenance}", str(committed.provenance)))[1])
     assert why in refused.value.what
