@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
     from capfilt.settings import Blip2
 
+_A_VIT = "give bundles.vision the folder of a ViT, e.g. one of CLIP, SigLIP or DINOv2"
 STATES_NORM_EPSILON = 1e-5
 """Of the norm after the image encoder, whatever the encoder's own is (LAVIS, `ln_vision`)."""
 
@@ -163,13 +164,19 @@ def _of_transformers(values: dict[str, Any]) -> tuple[nn.Module, int]:
     kind = values.pop("model_type", None)
     try:
         config = AutoConfig.for_model(kind, **values)
-        encoder: nn.Module = AutoModel.from_config(config)
-        return encoder, int(config.hidden_size)
+        encoder: Any = AutoModel.from_config(config)
+        width = int(config.hidden_size)
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise CapfiltError(
-            f"transformers cannot build the image encoder of model.vision_config, a {kind}: {error}",
-            fix="give the config.json of a ViT, e.g. one of CLIP, SigLIP or DINOv2",
+            f"transformers cannot build the image encoder of model.vision_config, a {kind}: "
+            + str(error).partition("\n")[0],
+            fix=_A_VIT,
         ) from error
+    if encoder.main_input_name != "pixel_values":
+        raise CapfiltError(f"model.vision_config is of the type {kind}, which sees no pictures", fix=_A_VIT)
+    if "add_pooling_layer" in inspect.signature(type(encoder).__init__).parameters:
+        encoder.pooler = None  # it stands behind the states, and many files have none
+    return encoder, width
 
 
 def _resizing(encoder: Any, side: int) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def build_language_model(config: Mapping[str, Any]) -> Any:
         model: Any = auto.from_config(settings, dtype=torch.get_default_dtype())
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
         raise CapfiltError(
-            f"transformers cannot build the language model of model.language.config: {error}",
+            "transformers cannot build the language model of model.language.config: "
+            + str(error).partition("\n")[0],
             fix="set bundles.language to the folder of a text-only language model, with its config.json",
         ) from error
     _keep_apart(model, config)

@@ -14,9 +14,11 @@ from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.layers import changed
 from capfilt.models.cards import CARD_FILE, identity, read_card
-from capfilt.models.checkpoints.configs import CONFIG_FILE, PREPROCESSOR_FILE, is_blip, read_json
+from capfilt.models.checkpoints.configs import CONFIG_FILE, is_blip, preprocessor_of, read_json
 from capfilt.models.checkpoints.hub import find_checkpoint
 from capfilt.models.checkpoints.names import Naming, few
+from capfilt.models.checkpoints.qformer import is_qformer_folder
+from capfilt.models.checkpoints.qformer_configs import blip2_of
 from capfilt.models.checkpoints.vit import check_heads, start_image_encoder, timm_weights_of
 from capfilt.models.checkpoints.weight_files import read_folder, read_pth
 
@@ -152,16 +154,19 @@ def _vision_settings(path: Path) -> dict[str, Any]:
         return {**settings, "vision_config": getattr(model, "vision_config", {})}
     if not (path / CONFIG_FILE).is_file() or _is_timm(path):
         return {}
+    if is_qformer_folder(path):
+        # Its image encoder is the family's own.
+        found = blip2_of(read_json(path / CONFIG_FILE), preprocessor_of(path), path / CONFIG_FILE)
+        return {**found.model_dump(mode="json", include={"images", "vision"}), "vision_config": {}}
     config = read_json(path / CONFIG_FILE)
     vision = config.get("vision_config", config)
     images: dict[str, Any] = {}
     if isinstance(vision.get("image_size"), int):
         images["size_px"] = vision["image_size"]
-    if (path / PREPROCESSOR_FILE).is_file():
-        says = read_json(path / PREPROCESSOR_FILE)
-        images |= {
-            ours: says[name] for ours, name in (("mean", "image_mean"), ("std", "image_std")) if name in says
-        }
+    says = preprocessor_of(path) or {}
+    images |= {
+        ours: says[name] for ours, name in (("mean", "image_mean"), ("std", "image_std")) if name in says
+    }
     return {"vision_config": vision, "images": images}
 
 
@@ -184,6 +189,9 @@ def _load_vision(part: Frozen, model: QFormer | SoftPrompted, settings: Blip2) -
 
     if (part.path / CARD_FILE).exists():
         _fill_vision(model, _vision_of_bundle(part.path), part)
+    elif is_qformer_folder(part.path):
+        tensors = read_folder(part.path).tensors
+        _fill_vision(model, {n: t for n, t in tensors.items() if n.startswith("vision_model.")}, part)
     elif settings.vision_config:
         _load_transformers_vision(part, model)
     else:
@@ -232,11 +240,14 @@ def _fill_vision(model: QFormer | SoftPrompted, weights: dict[str, Any], part: F
 def _load_transformers_vision(part: Frozen, model: QFormer | SoftPrompted) -> None:
     encoder: Any = model.vision_model.encoder
     read, loading = _from_pretrained(type(encoder), part, encoder.config)
-    if missing := sorted(loading["missing_keys"]):
+    own = encoder.state_dict()
+    if missing := sorted(set(loading["missing_keys"]) & set(own)):
         raise CapfiltError(
-            f"{part.source} lacks {few(missing)} of its image encoder", fix="copy the folder again, whole"
+            f"{part.source} lacks {few(missing)} of its image encoder",
+            fix="copy the folder again, whole; or give the folder of the image encoder by itself, where this "
+            "one holds more",
         )
-    encoder.load_state_dict(read.state_dict())
+    encoder.load_state_dict({name: one for name, one in read.state_dict().items() if name in own})
 
 
 def _load_language(part: Frozen, model: SoftPrompted) -> None:

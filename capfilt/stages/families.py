@@ -92,6 +92,16 @@ class Begun:
     """Longest instruction that `reader` reads."""
 
 
+def check_parts(model: Model | Blip2, bundles: Bundles, kinds: Iterable[Kind]) -> None:
+    """Refuse what trainings from nothing lack, before the first of them begins and not after it."""
+    if not isinstance(model, Blip2):
+        return
+    if bundles.vision is None:
+        raise _no_image_encoder()
+    if "captioner" in kinds and bundles.language is None:
+        raise _no_language_model()
+
+
 def find_beginning(kind: Kind, init: Path | None, bundles: Bundles | None, model: Model | Blip2) -> Beginning:
     """Find and read what a model starts from, and settle how it is built; nothing is drawn yet.
 
@@ -115,27 +125,59 @@ def _with_qformer(
 ) -> Beginning:
     from capfilt.models.qformer_parts import find_parts, settle_parts
 
+    _check_start(kind, init, bundles)
     settings = model
     if init is not None:
         built = init.card.blip2
-        language = built.language if built.language.config else model.language
+        is_new = bundles is not None and bundles.language is not None
+        language = built.language if built.language.config and not is_new else model.language
         settings = built.model_copy(update={"family": model.family, "language": language})
         bundles = bundles.model_copy(update={"vision": None}) if bundles is not None else None
     writes = kind == "captioner"
     needs_language = writes and not settings.language.config
     parts = find_parts(bundles, settings, with_language=writes) if bundles is not None else None
     if init is None and (parts is None or parts.vision is None):
-        raise CapfiltError(
-            "a Q-Former looks through an image encoder that stays as it is, and none is given",
-            fix="name a trained one: --set bundles.vision=timm --set model.vision=vit_base_patch16_224, a "
-            "bundle, or a folder of transformers; or start from a model with --init",
-        )
+        raise _no_image_encoder()
     if needs_language and (parts is None or parts.language is None):
-        raise CapfiltError(
-            "a captioner with a Q-Former writes with a language model, and none is given",
-            fix="name one, e.g. --set bundles.language=facebook/opt-125m, or a folder of transformers",
-        )
+        raise _no_language_model()
     return Beginning(kind, settle_parts(parts, settings), init, None, parts)
+
+
+def _no_image_encoder() -> CapfiltError:
+    return CapfiltError(
+        "a Q-Former looks through an image encoder that stays as it is, and none is given",
+        fix="name a trained one: --set bundles.vision=timm --set model.vision=vit_base_patch16_224, a "
+        "bundle, or a folder of transformers; or start from a model with --init",
+    )
+
+
+def _no_language_model() -> CapfiltError:
+    return CapfiltError(
+        "a captioner with a Q-Former writes with a language model, and none is given",
+        fix="name one, e.g. --set bundles.language=facebook/opt-125m, or a folder of transformers",
+    )
+
+
+def _check_start(kind: Kind, init: BundleOf[Any, Any] | None, bundles: Bundles | None) -> None:
+    """Refuse what a model with a Q-Former cannot start from."""
+    if bundles is not None and bundles.text is not None:
+        raise CapfiltError(
+            "bundles.text is what BLIP's text side starts from, and a Q-Former's starts fresh",
+            fix="leave bundles.text out; bundles.language names the language model of a captioner",
+        )
+    if init is None:
+        return
+    if not init.card.is_qformer:
+        raise CapfiltError(
+            f"{init.path} is of the kind {init.card.family}, and this pipeline trains a Q-Former",
+            fix="start from a stage 1, which `capfilt pretrain --pipeline blip2_stage1` makes, or take its "
+            "image encoder alone: --set bundles.vision=MODEL",
+        )
+    if kind != "captioner" and init.card.kind == "captioner":
+        raise CapfiltError(
+            f"{init.path} is a captioner, whose Q-Former has no part for texts",
+            fix="start a filter from stage 1 (--init), from which the captioner was started too",
+        )
 
 
 def begin(beginning: Beginning, texts: Iterable[str], objectives: Iterable[Objective]) -> Begun:
@@ -143,6 +185,13 @@ def begin(beginning: Beginning, texts: Iterable[str], objectives: Iterable[Objec
     if isinstance(beginning.settings, Model):
         return _begin_med(beginning, beginning.settings, texts, objectives)
     if beginning.kind == "captioner":
+        named = set(objectives)
+        if named != {"lm"}:
+            raise CapfiltError(
+                "a captioner with a Q-Former is trained for lm alone, and its training has "
+                + (", ".join(sorted(named - {"lm"})) or "no lm"),
+                fix="give lm alone a weight in every phase; the filter is trained for itc and itm",
+            )
         return _begin_prompted(beginning, beginning.settings, texts)
     return _begin_qformer(beginning, beginning.settings, texts, objectives)
 
@@ -179,11 +228,6 @@ def _begin_qformer(
     from capfilt.training.objectives import PAIRS
 
     init = beginning.init
-    if init is not None and init.card.kind == "captioner":
-        raise CapfiltError(
-            f"{init.path} is a captioner, whose Q-Former has no part for texts",
-            fix="start a filter from stage 1 (--init), from which the captioner was started too",
-        )
     vocabulary = init.vocabulary if init is not None else train_vocabulary(texts, settings.qformer.vocabulary)
     model = QFormer(settings, len(vocabulary), objectives)
     fresh: tuple[str, ...] = ()
@@ -207,15 +251,26 @@ def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str])
         # Stage 1 reads with it, and a captioner of InstructBLIP has it beside its language model's.
         reader = (init.reader or init.vocabulary) if init is not None else None
         reader = reader or train_vocabulary(texts, settings.qformer.vocabulary)
-    if init is not None and init.card.kind == "captioner" and (parts is None or parts.language is None):
+    model = SoftPrompted(settings, len(reader) if reader is not None else None)
+    own = model.state_dict()
+    is_new = parts is not None and parts.language is not None
+    if init is not None and init.card.kind == "captioner" and not is_new:
         vocabulary = init.vocabulary
     else:
         vocabulary = part_vocabulary(parts, settings)
-    model = SoftPrompted(settings, len(reader) if reader is not None else None)
     fresh: tuple[str, ...] = ()
     if init is not None:
-        lacking = [n for n in adopt(model, init.model.state_dict()) if not n.startswith("language_model.")]
-        fresh = fresh_parts(lacking, init, model.state_dict())
+        given = init.model.state_dict()
+        if is_new:
+            # Another language model takes the place of theirs; of another width, it is led to anew.
+            given = {
+                name: tensor
+                for name, tensor in given.items()
+                if not name.startswith("language_")
+                or (name.startswith("language_projection.") and tensor.shape == own[name].shape)
+            }
+        lacking = [name for name in adopt(model, given) if not name.startswith("language_model.")]
+        fresh = fresh_parts(lacking, init, own)
     if parts is not None:
         load_parts(parts, model, settings)
     longest = settings.language.max_tokens

@@ -101,7 +101,10 @@ def find_given(asked: Wanted, recorded: Given | None, engine: Engine) -> Given:
         return recorded
     path = Path(asked.source).absolute()
     if (path / CARD_FILE).exists():
+        from capfilt.models.checkpoints.importing import check_role
+
         _check_heads(read_card(path), asked)
+        check_role(read_card(path), asked.role, asked.source)
     if _is_taken_as_it_is(path, asked.size_px):
         return _given(asked, read_card(path), path, str(path), None)
     there = replace(asked, source=_absolute(asked.source), vocabulary=_absolute(asked.vocabulary))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.models.cards import Kind, read_calibration
 from capfilt.stages.context import Context, Outcome
+from capfilt.stages.families import check_parts
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.lineage import record_bundle
 from capfilt.stages.training_job import (
@@ -111,6 +112,8 @@ def models_to_train(settings: Bootstrap) -> list[TrainModels]:
     if not kinds:
         return []
     needs_joint = settings.pretrain is not None and given.init is None
+    if given.init is None:
+        check_parts(settings.model, given, kinds)
     for kind in kinds:
         check_shared_vision(settings.model, kind, starts_from_a_model=needs_joint or given.init is not None)
     return [*([TrainModels(("joint",))] if needs_joint else []), TrainModels(tuple(kinds))]

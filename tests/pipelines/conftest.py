@@ -33,6 +33,21 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def parts(few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Image encoders that were trained, and language models: what a Q-Former is put between."""
+    from blip2_world import CONVOLUTIONAL, image_encoder, language_model
+
+    folder = tmp_path_factory.mktemp("parts")
+    return {
+        "plain": image_encoder(few, folder / "plain"),
+        "convolutional": image_encoder(few, folder / "convolutional", CONVOLUTIONAL),
+        "opt": language_model("opt", folder / "opt"),
+        "t5": language_model("t5", folder / "t5"),
+        "llama": language_model("llama", folder / "llama"),
+    }
+
+
+@pytest.fixture(scope="session")
 def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of pipeline `small` from scratch that nobody disturbed; not to be changed."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"

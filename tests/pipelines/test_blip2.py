@@ -25,7 +25,6 @@ from capfilt.settings import Input, SettledDecoding
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from small_language import LanguageKind
     from torch import Tensor
 
 FROZEN = ("vision_model.embeddings.", "vision_model.encoder.", "language_model.")
@@ -43,18 +42,6 @@ class Ran:
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
-
-
-@pytest.fixture(scope="module")
-def parts(few: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Image encoders that were trained, and language models."""
-    folder = tmp_path_factory.mktemp("parts")
-    kinds: tuple[LanguageKind, ...] = ("opt", "t5", "llama")
-    return {
-        "plain": blip2_world.image_encoder(few, folder / "plain"),
-        "convolutional": blip2_world.image_encoder(few, folder / "conv", blip2_world.CONVOLUTIONAL),
-        **{kind: blip2_world.language_model(kind, folder / kind) for kind in kinds},
-    }
 
 
 def _command(

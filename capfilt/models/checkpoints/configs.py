@@ -138,6 +138,16 @@ def preprocessor_config(images: Images) -> dict[str, Any]:
     }
 
 
+def preprocessor_of(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder says of its pictures, in a file of its own or, newer ones, among other things."""
+    if (folder / PREPROCESSOR_FILE).is_file():
+        return read_json(folder / PREPROCESSOR_FILE)
+    if (folder / PROCESSOR_FILE).is_file():
+        part: dict[str, Any] | None = read_json(folder / PROCESSOR_FILE).get("image_processor")
+        return part
+    return None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object."""
     try:

@@ -8,7 +8,7 @@ refused: a checkpoint that is nearly right would give numbers that are nearly ri
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import ValidationError
@@ -18,10 +18,9 @@ from capfilt.models.bundle import Packed, built, empty, load_bundle, pack
 from capfilt.models.cards import CARD_FILE, Conventions, Objective, Origin, read_card
 from capfilt.models.checkpoints.configs import (
     CONFIG_FILE,
-    PREPROCESSOR_FILE,
-    PROCESSOR_FILE,
     model_of,
     model_of_shapes,
+    preprocessor_of,
     read_json,
     with_defaults,
 )
@@ -250,19 +249,10 @@ def _transformers(found: Found, vocabulary: str | Path) -> _Checkpoint:
         "transformers",
         files,
         has,
-        model_of(config, _preprocessor(folder), folder / CONFIG_FILE),
+        model_of(config, preprocessor_of(folder), folder / CONFIG_FILE),
         words,
         AS_TRANSFORMERS,
     )
-
-
-def _preprocessor(folder: Path) -> dict[str, Any] | None:
-    """Return what the folder says of its pictures, in a file of its own or among other things."""
-    if (folder / PREPROCESSOR_FILE).is_file():
-        return read_json(folder / PREPROCESSOR_FILE)
-    if (folder / PROCESSOR_FILE).is_file():
-        return read_json(folder / PROCESSOR_FILE).get("image_processor")
-    return None
 
 
 def _released(found: Found, vocabulary: str | Path, heads: tuple[int, int] | None) -> _Checkpoint:

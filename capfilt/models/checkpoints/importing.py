@@ -62,7 +62,7 @@ def read_model(
     found = find_model(source)
     if is_address(source):
         card = describe_server(source, server)
-        _check_role(card, role, source)
+        check_role(card, role, source)
         return Ready(card, found, lambda: _write_card(card, to))
     if not _is_blip(found.path) and size_px is not None:
         raise CapfiltError(
@@ -81,9 +81,14 @@ def read_model(
     if role != "init":
         from capfilt.models import foreign_bundle
 
-        if foreign_bundle.recognised(found.path) is not None:
+        if foreign_bundle.recognised(found.path) is not None or not _is_blip(found.path):
             card = foreign_bundle.describe(found.path, role)
             return Ready(card, found, lambda: foreign_bundle.take(found.path, card, to))
+    elif not _is_blip(found.path):
+        raise CapfiltError(
+            f"{source} is no model that capfilt trains",
+            fix="start from a bundle of a trained model, or from BLIP, BLIP-2 or InstructBLIP",
+        )
     from capfilt.models.checkpoints.foreign import import_checkpoint
 
     where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
@@ -108,11 +113,14 @@ def _own(found: Found, to: Path, role: Role) -> Ready:
     from capfilt.models.bundle_files import copy_bundle
 
     card = read_card(found.path)
-    _check_role(card, role, found.source)
+    check_role(card, role, found.source)
     return Ready(card, found, lambda: copy_bundle(found.path, to))
 
 
-def _check_role(card: Card, role: Role, source: str) -> None:
+def check_role(card: Card, role: Role, source: str) -> None:
+    """Refuse a model that is no MED for a role that it cannot play; a MED's is said by its objectives."""
+    if isinstance(card.model, Model):
+        return
     serves = {"captioner": card.kind == "captioner", "filter": card.kind != "captioner" or card.is_instructed}
     if not serves.get(role, card.is_qformer):
         verbs = {"captioner": "write captions", "filter": "score pairs", "init": "be trained"}

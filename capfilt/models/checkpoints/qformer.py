@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import INSTRUCTION, Conventions, Origin
-from capfilt.models.checkpoints.configs import CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE, read_json
+from capfilt.models.checkpoints.configs import CONFIG_FILE, preprocessor_of, read_json
 from capfilt.models.checkpoints.names import few
 from capfilt.models.checkpoints.qformer_configs import GENERATION, INSTRUCTED, RETRIEVAL, blip2_of
 
@@ -52,7 +52,7 @@ def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any
     from capfilt.models.qformer_parts import folder_digest
 
     config = read_json(found.path / CONFIG_FILE)
-    settings = blip2_of(config, _preprocessor(found.path), found.path / CONFIG_FILE)
+    settings = blip2_of(config, preprocessor_of(found.path), found.path / CONFIG_FILE)
     named = (config.get("architectures") or [None])[0]
     is_filter = named == RETRIEVAL
     kind: Kind = "filter" if is_filter else "captioner"
@@ -125,13 +125,3 @@ def _bert(folder: Path, words: int) -> Any:
     from capfilt.models.vocabulary import load_vocabulary
 
     return load_vocabulary(folder, entries=words)
-
-
-def _preprocessor(folder: Path) -> dict[str, Any] | None:
-    """Return how pictures are processed: a file of its own, or in newer folders a part of the processor's."""
-    if (folder / PREPROCESSOR_FILE).is_file():
-        return read_json(folder / PREPROCESSOR_FILE)
-    if (folder / PROCESSOR_FILE).is_file():
-        part: dict[str, Any] | None = read_json(folder / PROCESSOR_FILE).get("image_processor")
-        return part
-    return None
