@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import canonical_json, digest_of
 from capfilt.files import write_whole
 from capfilt.models.cards import read_card
-from capfilt.settings import Matching
+from capfilt.settings import Matching, Model
 from capfilt.stages.evaluate.measure import EvaluationJob, evaluate_job
 from capfilt.stages.evaluate.retrieval import RetrievalChoices
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model, snapshot
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from capfilt.stages.evaluate.results import Findings, Task
 
 TASKS: tuple[Task, ...] = ("retrieval", "caption")
+"""Of a pre-trained model; BLIP-2's first stage writes no captions."""
 LOOKS_FILE = "looks.json"
 """Steps after which the model is kept, while an arm is on its way."""
 Row = dict[str, Any]
@@ -63,7 +64,7 @@ class ArmJob:
                 "arm": self.arm,
                 "seed": self.seed,
                 "model": own.model.model_dump(mode="json"),
-                "starts": [own.bundles.vision, own.bundles.text],
+                "starts": [own.bundles.vision, _language_side(own)],
                 "phases": [[phase.model_dump(mode="json") for phase in one.phases] for one in trainings],
                 "augment": [one.augment.model_dump(mode="json") for one in trainings],
                 "pools": [pool.facts for pool in own.pools],
@@ -78,6 +79,11 @@ class ArmJob:
                 "top_k": self.top_k,
             }
         )
+
+
+def _language_side(job: PretrainingJob) -> str | None:
+    """Return what reads or writes texts and was trained elsewhere: a BERT, or BLIP-2's language model."""
+    return job.bundles.text if isinstance(job.model, Model) else job.bundles.language
 
 
 def done_before(job: ArmJob) -> list[Row] | None:
@@ -102,7 +108,7 @@ def run_arm(job: ArmJob, device: str, tell: Tell) -> list[Row]:
     pretrain_model(replace(job.pretraining, snapshots=on_the_way), device, tell)
     for step in job.pretraining.snapshots:
         there = snapshot(joint, step) if step in on_the_way else joint
-        for look in TASKS:
+        for look in TASKS if isinstance(job.pretraining.model, Model) else TASKS[:1]:
             found = _evaluated(job, there, look, device)
             rows += _rows(job, "pre-trained", step, look, found)
             captions += _captions("pre-trained", step, found) if look == "caption" else []

@@ -240,6 +240,7 @@ def _job(
             seed=seed,
             precision=precision,
             threads=settings.compute.threads,
+            start=settings.bundles,
         )
         for kind, tuned in kinds
     )

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import scenes
 import world
+from small_language import language_folder, small_structure
 
 from capfilt.data.stream import Stream
 from capfilt.errors import CapfiltError
 from capfilt.evaluation.intervals import bootstrap
 from capfilt.layers import changed
 from capfilt.models.cards import read_card
-from capfilt.settings import Phase, Training
+from capfilt.models.language_model import build_language_model
+from capfilt.settings import Bundles, Phase, Training
 from capfilt.stages.evaluate import caption, retrieval
 from capfilt.stages.evaluate.retrieval import RetrievalChoices
 from capfilt.stages.gain.arm_job import ArmJob, run_arm
@@ -453,3 +455,37 @@ def test_means_over_seeds_have_students_interval() -> None:
     )
     unknown = over_seeds([*rows, {"arm": "F", "measure": "R@1", "value": None}], arm="F", measure="R@1")
     assert np.isnan(unknown.value)
+
+
+def test_a_model_with_a_qformer_is_looked_at_by_what_it_has_learnt(
+    run: RunDir, data: Path, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Stage 1 finds and writes nothing; its captioner has a language model, which every arm is given."""
+    structure = small_structure("opt", language_folder("opt", tmp_path / "opt"))
+    build_language_model(structure.language.config).save_pretrained(tmp_path / "opt")
+    given = Bundles(vision=str(bundles["filter"]), language=str(tmp_path / "opt"))
+    settings = settings_of(run).model_copy(update={"model": structure, "bundles": given})
+    request = GainRequest(
+        run=run.path,
+        clean=str(data / "clean"),
+        test=str(data / "test"),
+        settings=settings,
+        arms=("none", "C"),
+        seeds=(0,),
+        looks=2,
+        top_k=4,
+    )
+    rows = measure_gain(request, world.InProcess(), world.QUIET).rows
+    measured = {(row["arm"], row["when"], row["task"]) for row in rows}
+    assert measured == {
+        (arm, when, task)
+        for arm in ("none", "C")
+        for when, task in (
+            ("pre-trained", "retrieval"),
+            ("fine-tuned", "retrieval"),
+            ("fine-tuned", "caption"),
+        )
+    }
+    families = {read_card(path.parent).family for path in run.gain.glob("*/*/capfilt.json")}
+    assert families == {"blip2"}
+    assert measure_gain(request, HandingNothingOut(), world.QUIET).rows == rows
