@@ -27,6 +27,7 @@ from capfilt.cli.models import models
 from capfilt.cli.output import TYPED, print_error, typed_command
 from capfilt.cli.pipelines import pipelines
 from capfilt.cli.pretrain import pretrain
+from capfilt.cli.report import report
 from capfilt.cli.settings import settings
 from capfilt.cli.sql import sql
 from capfilt.cli.train import train
@@ -92,6 +93,7 @@ def capfilt(
 for command in (
     bootstrap,
     inspect,
+    report,
     judge,
     export,
     sql,

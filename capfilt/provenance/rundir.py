@@ -48,6 +48,8 @@ class RunDir:
         """Further rounds of bootstrapping, each a run of its own."""
         self.gain = self.path / "gain"
         """What bootstrapping was worth: models and figures of `capfilt evaluate gain`."""
+        self.report = self.path / "report.html"
+        """One page to look at the run."""
         self.catalog_file = self.path / "catalog.duckdb"
         """Views for people with a DuckDB shell; can be deleted."""
         self.provenance = self.path / "provenance"
