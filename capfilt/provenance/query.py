@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Limits:
     """What a query may take before it is stopped."""
 
     seconds: float = 300.0
-    """From its start to its last row."""
+    """Of the query's own work, to its last row."""
     memory_gb: float = 2.0
     """In 10^9 bytes; what does not fit is put on disk as far as it can be, five times as much."""
 
@@ -76,13 +77,12 @@ def run_sql(run: RunDir, query: str, limits: Limits = LIMITS) -> tuple[list[str]
     connection = open_locked(run, limits=limits, every_round=True)
     clock = _Clock(connection, limits)
     try:
-        with _user_errors(clock):
+        with clock.running():
             _check_query(connection, query)
             connection.execute("BEGIN TRANSACTION READ ONLY")
             connection.execute(query)
             columns = [column[0] for column in connection.description or ()]
     except BaseException:
-        clock.stop()
         connection.close()
         raise
     return columns, _rows(connection, clock)
@@ -132,19 +132,27 @@ def bounded_memory(limits: Limits = LIMITS) -> Iterator[None]:
 
 
 class _Clock:
-    """Stops what a connection is doing when its time is over."""
+    """Stops a connection when its time is over; what whoever reads the rows takes does not count."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, limits: Limits) -> None:
         self.limits = limits
         self.is_over = False
         self._connection = connection
-        self._timer = threading.Timer(limits.seconds, self._ring)
-        self._timer.daemon = True
-        self._timer.start()
+        self._left = limits.seconds
 
-    def stop(self) -> None:
-        """Let the connection go on."""
-        self._timer.cancel()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the time run while the connection works; DuckDB's refusals become errors of the user."""
+        began = time.monotonic()
+        timer = threading.Timer(max(0.0, self._left), self._ring)
+        timer.daemon = True
+        timer.start()
+        try:
+            with _user_errors(self):
+                yield
+        finally:
+            timer.cancel()
+            self._left -= time.monotonic() - began
 
     def _ring(self) -> None:
         self.is_over = True
@@ -153,13 +161,15 @@ class _Clock:
 
 def _rows(connection: duckdb.DuckDBPyConnection, clock: _Clock) -> Iterator[tuple[Any, ...]]:
     try:
-        with _user_errors(clock):
-            while rows := connection.fetchmany(_BATCH):
-                yield from rows
-                if clock.is_over:  # The bell may have rung between two batches, when nobody listened.
-                    raise _too_slow(clock)
+        while True:
+            with clock.running():
+                rows = connection.fetchmany(_BATCH)
+            if clock.is_over:  # It may ring just after a batch came, when nothing is left to be stopped.
+                raise _too_slow(clock)
+            if not rows:
+                return
+            yield from rows
     finally:
-        clock.stop()
         connection.close()
 
 

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import resource
+import time
+from pathlib import Path
 
 import duckdb
 import provenance_rows as made
 import pytest
 
 from capfilt.errors import CapfiltError
-from capfilt.provenance.query import run_sql
+from capfilt.provenance.query import Limits, bounded_memory, open_locked, run_sql
 from capfilt.provenance.rundir import RunDir
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -23,10 +23,15 @@ def committed(run: RunDir) -> RunDir:
 def hidden_copy(to: Path) -> str:
     """A query that writes a file, as DuckDB's syntax tree, which one of its functions runs."""
     query = f"with a as (copy (select 1) to '{to}') select 1"
-    row = duckdb.sql("select json_serialize_sql(?)", params=[query]).fetchone()
-    assert row is not None
-    assert "COPY" in row[0]
-    return str(row[0])
+    [(tree,)] = duckdb.sql("select json_serialize_sql(?)", params=[query]).fetchall()
+    assert "COPY" in tree
+    return str(tree)
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_a_query_gives_its_columns_and_its_rows(committed: RunDir) -> None:
@@ -66,6 +71,19 @@ def test_every_kind_of_query_is_let_through(committed: RunDir, query: str) -> No
     ("query", "why"),
     [
         ("copy pairs to '{out}'", "COPY is not a query"),
+        ("copy (select 1) to '{data}' (format parquet)", "COPY is not a query"),
+        ("with a as (copy (select 1) to '{data}') select 1", "a part of the query is COPY"),
+        ("explain analyze copy (select 1) to '{data}'", "COPY is not a query"),
+        ("attach '{data}' as other", "ATTACH is not a query"),
+        ("detach memory", "DETACH is not a query"),
+        ("reset allowed_directories", "SET is not a query"),
+        ("set allowed_directories = ['/']", "SET is not a query"),
+        ("pragma enable_profiling", "PRAGMA is not a query"),
+        ("prepare p as select 1", "PREPARE is not a query"),
+        ("execute p", "EXECUTE is not a query"),
+        ("vacuum", "VACUUM is not a query"),
+        ("checkpoint", "is not a query"),
+        ("use memory", "is not a query"),
         ("attach '{out}' as other", "ATTACH is not a query"),
         ("install httpfs", "LOAD is not a query"),
         ("load httpfs", "LOAD is not a query"),
@@ -94,8 +112,8 @@ def test_every_kind_of_query_is_let_through(committed: RunDir, query: str) -> No
         ("select (select 1 from main.\"QUERY\"('select 1'))", "query may not"),
         ("from query_table('pairs')", "query_table may not"),
         ("from json_execute_serialized_sql('{hidden}')", "json_execute_serialized_sql may not"),
-        ("with a as (from json_execute_serialized_sql('{hidden}')) from a", "json_execute_serialized_sql may"),
-        ("explain analyze from json_execute_serialized_sql('{hidden}')", "json_execute_serialized_sql may"),
+        ("with a as (from json_execute_serialized_sql('{hidden}')) from a", "serialized_sql may not"),
+        ("explain analyze from json_execute_serialized_sql('{hidden}')", "serialized_sql may not"),
         ("from arrow_scan(1::bigint, 2::bigint, 3::bigint)", "arrow_scan may not"),
         ("from checkpoint()", "checkpoint may not"),
         ("from duckdb_secrets()", "duckdb_secrets may not"),
@@ -122,15 +140,16 @@ def test_what_is_no_query_over_the_run_is_refused_and_changes_nothing(
     secret.write_text("secret\n1\n")
     # The run's own folder is where a query may read, so it is where writing is tempting.
     out = committed.provenance / "out.csv"
-    before = sorted(tmp_path.rglob("*"))
-    text = query.replace("{out}", str(out)).replace("{secret}", str(secret))
+    before = digests(tmp_path)
+    data = next(committed.captions.iterdir())
+    text = query.replace("{out}", str(out)).replace("{secret}", str(secret)).replace("{data}", str(data))
     text = text.replace("{hidden}", hidden_copy(out).replace("'", "''"))
     with pytest.raises(CapfiltError) as refused:
         list(run_sql(committed, text.replace("{provenance}", str(committed.provenance)))[1])
     assert why in refused.value.what
     assert "\n" not in refused.value.what
     assert "pairs" in refused.value.fix
-    assert sorted(tmp_path.rglob("*")) == before
+    assert digests(tmp_path) == before
 
 
 def test_a_query_may_read_the_runs_own_files(committed: RunDir) -> None:
@@ -144,3 +163,102 @@ def test_a_run_in_a_folder_with_odd_characters_can_be_queried(tmp_path: Path) ->
     made.commit(run, made.shard())
     _, rows = run_sql(run, "select count(*) from pairs")
     assert list(rows) == [(6,)]
+
+
+# -- time and memory
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select count(*) from range(1000000000000) t(i) where sqrt(i) < 0",
+        "select sleep_ms(60000)",
+        "with recursive t(n) as (select 1 union all select n + 1 from t) select max(n) from t",
+        "select i from range(1000000000000) t(i)",
+    ],
+)
+def test_a_query_that_runs_for_ever_is_stopped(committed: RunDir, query: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(CapfiltError) as stopped:
+        sum(1 for _ in run_sql(committed, query, Limits(seconds=0.5))[1])
+    assert time.monotonic() - began < 15
+    assert stopped.value.what == "the query was stopped after 0.5 seconds"
+    assert "--timeout" in stopped.value.fix
+
+
+def test_the_time_of_whoever_reads_the_rows_does_not_count(committed: RunDir) -> None:
+    _, rows = run_sql(committed, "select i from range(5000) t(i)", Limits(seconds=3))
+    first = next(rows)
+    time.sleep(3.2)
+    assert [first, *rows] == [(i,) for i in range(5000)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux bounds a process's memory")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select list(i) from range(1000000000) t(i)",
+        # DuckDB does not count these.
+        "select length(repeat('x', 3000000000))",
+        "select repeat('x', 10000000) from range(100000)",
+        "select length(string_agg(repeat('x', 1000000), '')) from range(100000)",
+    ],
+)
+def test_a_query_that_takes_too_much_memory_is_the_users_error(committed: RunDir, query: str) -> None:
+    limits = Limits(memory_gb=0.2)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(CapfiltError) as stopped, bounded_memory(limits):
+        sum(1 for _ in run_sql(committed, query, limits)[1])
+    assert stopped.value.what == "the query needs more than 0.2 GB of memory"
+    assert "--memory" in stopped.value.fix
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert list(run_sql(committed, "select 1")[1]) == [(1,)]
+
+
+def test_a_query_that_fits_on_disk_alone_is_answered(committed: RunDir) -> None:
+    query = "select count(*) from (select repeat('x', 100) x from range(3000000) order by random() offset 1)"
+    assert list(run_sql(committed, query, Limits(memory_gb=0.2))[1]) == [(2_999_999,)]
+
+
+def test_limits_that_are_none_are_refused() -> None:
+    for values in ((0.0, 2.0), (-1.0, 2.0), (float("nan"), 2.0), (1.0, 0.0), (1.0, float("inf"))):
+        with pytest.raises(CapfiltError):
+            Limits(*values)
+
+
+def test_a_time_with_a_zone_is_refused_with_the_way_to_ask_for_it(committed: RunDir) -> None:
+    with pytest.raises(CapfiltError) as refused:
+        list(run_sql(committed, "select to_timestamp(0)")[1])
+    assert "::varchar" in refused.value.fix
+    [(text,)] = run_sql(committed, "select to_timestamp(0)::varchar")[1]
+    assert text.startswith(("1970-01-01", "1969-12-31"))
+
+
+# -- a connection for looking
+
+
+def test_a_locked_connection_makes_tables_in_memory_and_reaches_nothing_else(
+    committed: RunDir, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("secret\n1\n")
+    before = digests(tmp_path)
+    with open_locked(committed) as connection:
+        connection.execute("create table copied as select * from pairs")
+        cursor = connection.cursor()
+        for one in (connection, cursor):
+            assert one.execute("select count(*) from copied").fetchall() == [(6,)]
+            for attack in (
+                f"from read_csv('{secret}')",
+                f"copy copied to '{tmp_path / 'out.csv'}'",
+                f"copy copied to '{committed.path / 'out.csv'}'",
+                f"attach '{tmp_path / 'other.duckdb'}' as other",
+                "set enable_external_access = true",
+                "set memory_limit = '100GB'",
+                "reset lock_configuration",
+                "install httpfs",
+                "load httpfs",
+            ):
+                with pytest.raises(duckdb.Error):
+                    one.execute(attack).fetchall()
+    assert digests(tmp_path) == before
