@@ -1,0 +1,94 @@
+"""Serve the page on this machine until it is stopped.
+
+It listens on the loopback interface alone: what it shows is private, and whoever looks from another machine
+brings a tunnel (`ssh -L`).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from capfilt.errors import CapfiltError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from capfilt.provenance.rundir import RunDir
+
+ADDRESS = "127.0.0.1"
+_WAITING = 64
+"""Connections that may wait to be answered."""
+_LEAVING_S = 1
+"""Seconds that requests in progress have left when the page is stopped."""
+
+
+def serve(run: RunDir, *, port: int, is_listening: Callable[[str], None]) -> None:
+    """Serve the page of a run until SIGINT or SIGTERM.
+
+    Port 0 is a free one. `is_listening` is told the address, with the token that writing needs behind its #,
+    where a browser sends it to nobody: it stands in no log, and the page takes it out of the address bar.
+    CapfiltError where the run cannot be opened or the port is taken.
+    """
+    import uvicorn
+
+    from capfilt.browser.app import create_app
+
+    token = secrets.token_urlsafe(24)
+    app = create_app(run, token)
+    with listening(port) as listener:
+        is_listening(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            http="h11",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=_LEAVING_S,
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            # How a page ends that is no longer looked at.
+            return
+
+
+def open_browser(address: str) -> bool:
+    """Show an address in the user's browser; False where nobody would see it."""
+    import webbrowser
+
+    if not has_display():
+        return False
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    return True
+
+
+def has_display() -> bool:
+    """Return whether a window can be shown here; without one, a browser in the terminal would be started."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def listening(port: int) -> socket.socket:
+    """Return a socket that takes connections already, so that an address that was printed is answered."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # A port that was in use a moment ago is taken again; one in use is not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((ADDRESS, port))
+        listener.listen(_WAITING)
+    except OSError as error:
+        listener.close()
+        raise CapfiltError(
+            f"port {port} of {ADDRESS} cannot be used: {os.strerror(error.errno or 0)}",
+            fix="give another --port, or none: a free one is found",
+        ) from error
+    return listener

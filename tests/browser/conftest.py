@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# What these tests share lies beside them, and the small runs beside the tests of the stages.
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+
+import world
+from hostile import write_hostile_tar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Page
+    from serving import Served
+
+    from capfilt.provenance.rundir import RunDir
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run that is done, over pictures with hostile texts; not to be changed: `run` is."""
+    folder = tmp_path_factory.mktemp("hostile")
+    web = write_hostile_tar(folder / "web" / "00000.tar")
+    return world.run(folder / "hostile-run", web, world.bundles(folder / "bundles")).run
+
+
+@pytest.fixture
+def run(hostile_run: RunDir, tmp_path: Path) -> RunDir:
+    """A copy of the hostile run."""
+    return world.copied(hostile_run, tmp_path / "run")
+
+
+@pytest.fixture
+def page_server(run: RunDir) -> Iterator[Served]:
+    """The page of a run that may be written to."""
+    from serving import served
+
+    with served(run) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A real browser. Without one the tests are skipped, or fail where CAPFILT_REQUIRE_BROWSER=1."""
+
+    def missing(what: str) -> None:
+        if os.environ.get("CAPFILT_REQUIRE_BROWSER") == "1":
+            pytest.fail(what)
+        pytest.skip(what)
+
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        missing("no chromium on this machine: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed: pip install playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Browser) -> Iterator[Page]:
+    """A tab of its own; whatever goes wrong in it, or stands on its console, fails the test."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 1000}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong: list[str] = []
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    yield page
+    context.close()
+    assert wrong == []
