@@ -16,6 +16,7 @@ from capfilt import __version__
 from capfilt.cli.answers import answers
 from capfilt.cli.bench import bench
 from capfilt.cli.bootstrap import bootstrap
+from capfilt.cli.browse import browse
 from capfilt.cli.datasets import datasets
 from capfilt.cli.evaluate import evaluate
 from capfilt.cli.export import export
@@ -94,6 +95,7 @@ for command in (
     bootstrap,
     inspect,
     report,
+    browse,
     judge,
     export,
     sql,
