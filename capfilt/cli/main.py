@@ -24,6 +24,7 @@ from capfilt.cli.gain import gain
 from capfilt.cli.inspect import inspect
 from capfilt.cli.judge import judge
 from capfilt.cli.label import recaption, score
+from capfilt.cli.labels import labels
 from capfilt.cli.models import models
 from capfilt.cli.output import TYPED, print_error, typed_command
 from capfilt.cli.pipelines import pipelines
@@ -113,6 +114,7 @@ evaluate.command()(answers)
 evaluate.command()(gain)
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(models, name="models")
+app.add_typer(labels, name="labels")
 
 
 def main() -> None:

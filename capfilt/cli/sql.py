@@ -1,7 +1,8 @@
 """`capfilt sql`: a user's own questions to the provenance.
 
-A table is for people, so it is cut and made safe; JSON and CSV are for programs and hold every row. CSV
-holds texts as they are: a spreadsheet takes one that begins with =, +, - or @ for a formula.
+A table is for people, so it is cut and made safe; JSON and CSV hold every row. JSON is for programs, and has
+texts as they are; CSV is for spreadsheets, which compute a text that begins with =, +, - or @, so that it
+gets an apostrophe.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import json as jsonlib
 import math
 import sys
+from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,6 +29,8 @@ MOST_ROWS = 200
 """Rows of a table for people."""
 MOST_CHARACTERS = 500
 """Characters of a cell of a table for people."""
+_NUMBERS = (bool, int, float, Decimal, type(None))
+"""What stands in CSV as it is."""
 
 
 def sql(
@@ -34,7 +38,9 @@ def sql(
     query: Annotated[str | None, typer.Argument(metavar="QUERY", help="One SELECT.")] = None,
     output_format: Annotated[
         Literal["table", "json", "csv"],
-        typer.Option("--format", help="table for people (cut to 200 rows), json and csv for programs."),
+        typer.Option(
+            "--format", help="table for people (cut to 200 rows), json for programs, csv for spreadsheets."
+        ),
     ] = "table",
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="List every table and column.")] = False,
@@ -47,7 +53,8 @@ def sql(
 ) -> None:
     """Ask the provenance of a run in SQL; nothing can be changed by it.
 
-    CSV holds texts as they are; a spreadsheet takes one that begins with = + - or @ for a formula.
+    JSON holds texts as they are; in CSV one that begins with = + - or @ gets an apostrophe, so that no
+    spreadsheet takes it for a formula.
 
     Example: capfilt sql runs/first "select source, keep, count(*) from pairs group by all"
     """
@@ -125,11 +132,14 @@ def _print_json(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None
 
 
 def _print_csv(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write the rows as they are; a terminal, which is no file, is shown escapes instead."""
+    """Write the rows for a spreadsheet; a terminal, which is no file, is shown escapes instead."""
+    from capfilt.provenance.csv_cells import as_cell
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    is_shown = sys.stdout.isatty()
+    shown = visible if sys.stdout.isatty() else as_cell
     for row in chain([columns], rows):
-        writer.writerow([visible(value) if is_shown and isinstance(value, str) else value for value in row])
+        # A text may also stand in a list or a struct.
+        writer.writerow([value if isinstance(value, _NUMBERS) else shown(str(value)) for value in row])
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:

@@ -112,7 +112,10 @@ def _total(cells: Sequence[Cell]) -> _Total:
     value = sum(size * share for size, share in zip(sizes, shares, strict=True))
     low = sum(size * low for size, (low, _) in zip(sizes, ends, strict=True))
     high = sum(size * high for size, (_, high) in zip(sizes, ends, strict=True))
-    return _Total(size, value if not unknown else None, low, high + unknown)
+    # What was labelled is certain, however few it is.
+    low = max(low, sum(group.matches for group in groups))
+    high = min(high + unknown, size - sum(group.mismatches for group in groups))
+    return _Total(size, value if not unknown else None, low, high)
 
 
 def _collapsed(cells: Sequence[Cell]) -> tuple[list[Cell], int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 
     from capfilt.provenance.rundir import RunDir
 
-MOST_CHARACTERS = {"who": 100, "note": 2000, "draw": 100}
+MOST_CHARACTERS = {"pair_id": 64, "who": 100, "note": 2000, "draw": 100, "text_sha256": 64}
 """Longest texts of a label, in characters."""
+_YEAR_10000 = 253402300800
+"""Seconds since 1970; dates in files end before it."""
 
 
 class Verdict(StrEnum):
@@ -65,10 +66,16 @@ class Label:
             raise CapfiltError(
                 f"{str(self.verdict)[:40]!r} is no verdict", fix=f"give {', '.join(Verdict)}"
             ) from None
-        if not (isinstance(self.when, (int, float)) and math.isfinite(self.when)):
+        if not (isinstance(self.when, (int, float)) and 0 <= self.when < _YEAR_10000):
             raise CapfiltError(f"the time of a label is {self.when!r}", fix="give seconds since 1970")
-        object.__setattr__(self, "when", float(self.when))
-        if not self.who.strip():
+        # Microseconds, which a date in a file can say too.
+        object.__setattr__(self, "when", round(float(self.when), 6))
+        for name in MOST_CHARACTERS:
+            if (text := getattr(self, name)) is not None:
+                # What UTF-8 cannot say is escaped, as in every row of a run.
+                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        object.__setattr__(self, "who", self.who.strip())
+        if not self.who:
             raise CapfiltError("a label says who gave it, and this one does not", fix="give a name")
         for name, most in MOST_CHARACTERS.items():
             if len(getattr(self, name) or "") > most:

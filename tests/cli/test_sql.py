@@ -57,13 +57,17 @@ def test_json_of_no_row_is_an_empty_array(capfilt: Capfilt, run: RunDir) -> None
     assert json.loads(capfilt("sql", run.path, "select 1 where false", "--json").stdout) == []
 
 
-def test_csv_in_a_pipe_holds_texts_as_they_are(capfilt: Capfilt, run: RunDir) -> None:
+def test_csv_in_a_pipe_holds_every_text_and_no_formula(capfilt: Capfilt, run: RunDir) -> None:
     shown = capfilt("sql", run.path, TEXT_ROWS, "--format", "csv").stdout
     header, *rows = csv.reader(io.StringIO(shown))
     assert header == ["source", "text"]
     assert ["web", HOSTILE] in rows
-    formula = capfilt("sql", run.path, "select '=1+1' a, '-2' b", "--format", "csv").stdout
-    assert formula == "a,b\n=1+1,-2\n"
+    query = """select '=HYPERLINK("http://x")' "=a", '-2' b, -2 c, ['=1'] d, null e, -0.5::decimal(3, 1) f"""
+    formula = capfilt("sql", run.path, query, "--format", "csv").stdout
+    assert list(csv.reader(io.StringIO(formula))) == [
+        ["'=a", "b", "c", "d", "e", "f"],
+        ["'=HYPERLINK(\"http://x\")", "'-2", "-2", "['=1']", "", "-0.5"],
+    ]
 
 
 def test_csv_in_a_terminal_is_shown_with_escapes(run: RunDir) -> None:
