@@ -61,6 +61,8 @@ class Facets:
     policy: int | None
     """Number of the policy in force."""
     policy_words: str
+    is_complete: bool
+    """Whether all texts and scores are loaded; before, `reasons`, `planted` and what was measured are empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,6 @@ class Card:
 
     shard: str
     key: str
-    url: str | None
     width: int | None
     height: int | None
     """Pixels, upright; None where the picture was refused."""

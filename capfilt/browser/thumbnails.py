@@ -1,12 +1,36 @@
-"""Small pictures of samples, read from the shards by their byte offsets when they are asked for."""
+"""Small pictures of samples, read from the shards by their byte offsets when they are asked for.
+
+Nothing of a stranger's file is handed on: what is shown is a JPEG made here, of pixels that were decoded as
+safely as for a model. A picture that cannot be shown is drawn as a plain card with the reason.
+"""
 
 from __future__ import annotations
 
+import io
+import textwrap
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from capfilt.data.images import RefusedImage, decode, flattened
+from capfilt.data.sources import read_bytes
+from capfilt.errors import CapfiltError
+from capfilt.provenance.rundir import read_json
+from capfilt.settings import Input
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from capfilt.provenance.rundir import RunDir
+
+LEAST_PX, MOST_PX = 32, 1024
+_MOST_BYTES = 64 << 20
+"""JPEGs that are kept in memory, all together."""
+_QUALITY = 85
+_PAPER, _INK = (236, 236, 236), (64, 64, 64)
+_GONE = "its shard is gone or was changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +55,110 @@ class Thumbnail:
     """Why there is a drawing; None for a real picture."""
     words: str
     """The refusal in words; empty for a real picture."""
+
+
+class Thumbnails:
+    """Makes thumbnails and keeps the last ones; its methods may be called from several threads."""
+
+    def __init__(
+        self,
+        where: Callable[[str, str], Picture],
+        *,
+        max_pixels: int = Input().max_pixels,
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
+        """`where` finds the picture of a sample by shard and key; larger ones than `max_pixels` are refused."""
+        self._where, self._max_pixels, self._most_bytes = where, max_pixels, most_bytes
+        self._kept: OrderedDict[tuple[Picture, int], Thumbnail] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes of the JPEGs in memory."""
+        return self._bytes
+
+    def thumbnail(self, shard: str, key: str, px: int) -> Thumbnail:
+        """Return the picture of a sample, at most `px` pixels wide and high and never enlarged.
+
+        CapfiltError where there is no such sample.
+        """
+        picture = self._where(shard, key)
+        px = min(max(px, LEAST_PX), MOST_PX)
+        with self._lock:
+            if (known := self._kept.get((picture, px))) is not None:
+                self._kept.move_to_end((picture, px))
+                return known
+        made = self._made(picture, px)
+        if made.words != _GONE:  # it may come back
+            self._keep((picture, px), made)
+        return made
+
+    def _keep(self, name: tuple[Picture, int], made: Thumbnail) -> None:
+        with self._lock:
+            if name in self._kept or len(made.jpeg) > self._most_bytes:
+                return
+            self._kept[name] = made
+            self._bytes += len(made.jpeg)
+            while self._bytes > self._most_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._bytes -= len(oldest.jpeg)
+
+    def _made(self, picture: Picture, px: int) -> Thumbnail:
+        if picture.offset is None or picture.size is None:
+            return refused(picture.refusal or "missing_image", px)
+        try:
+            data = read_bytes(picture.path, picture.offset, picture.size)
+        except (CapfiltError, OSError):
+            return refused("missing_shard", px, _GONE)
+        try:
+            return Thumbnail(_small(data, self._max_pixels, px), None, "")
+        except RefusedImage as error:
+            return refused(picture.refusal or error.reason.value, px)
+
+
+def refused(reason: str, px: int, words: str = "") -> Thumbnail:
+    """Return the drawing for a picture that cannot be shown."""
+    words = words or reason.replace("_", " ")
+    return Thumbnail(_drawn(words, px), reason, words)
+
+
+def _small(data: bytes, max_pixels: int, px: int) -> bytes:
+    from PIL.Image import Resampling
+
+    picture = flattened(decode(data, max_pixels=max_pixels))
+    scale = min(1.0, px / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    # Whole steps of averaging first: a large picture is not filtered pixel by pixel.
+    return _jpeg(picture.resize(size, Resampling.BICUBIC, reducing_gap=2.0) if scale < 1 else picture)
+
+
+def _drawn(words: str, px: int) -> bytes:
+    """Return a plain card with words that are ours, never a stranger's."""
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+
+    card = PIL.Image.new("RGB", (px, px), _PAPER)
+    font = PIL.ImageFont.load_default(max(9, px // 12))
+    text = "\n".join(textwrap.wrap(words, 16))
+    draw = PIL.ImageDraw.Draw(card)
+    draw.multiline_text((px / 2, px / 2), text, fill=_INK, font=font, anchor="mm", align="center")
+    return _jpeg(card)
+
+
+def _jpeg(picture: object) -> bytes:
+    data = io.BytesIO()
+    # Without its metadata: a profile or a comment of the file's stays behind.
+    picture.save(data, "JPEG", quality=_QUALITY, optimize=True, icc_profile=None)  # type: ignore[attr-defined]
+    return data.getvalue()
+
+
+def max_pixels_of(run: RunDir) -> int:
+    """Return the largest picture that the run decodes."""
+    mend = "restore run.json from a copy, or start a new run elsewhere"
+    try:
+        record = read_json(run.run_file, mend=mend)
+        return int(record["facts"]["input"]["max_pixels"])
+    except (OSError, KeyError, TypeError, ValueError, CapfiltError):
+        return Input().max_pixels

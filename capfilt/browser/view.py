@@ -2,64 +2,169 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from capfilt.browser import facets, grid, live, preview
+from capfilt.browser.cards import Grid
+from capfilt.browser.history import history
+from capfilt.browser.previews import Applied
+from capfilt.browser.said import Labels
+from capfilt.browser.shards import ROW_BITS
+from capfilt.browser.store import open_store
+from capfilt.browser.thumbnails import Picture, Thumbnail, Thumbnails, max_pixels_of
+from capfilt.browser.trials import Trials
+from capfilt.errors import CapfiltError
+from capfilt.provenance.catalog import rebuild_catalog
+from capfilt.stages.judge import judge_run
+
 if TYPE_CHECKING:
-    from capfilt.browser.cards import Facets, Grid, History
-    from capfilt.browser.previews import Applied, Live, Preview
+    from collections.abc import Hashable
+
+    from capfilt.browser.cards import Facets, History
+    from capfilt.browser.previews import Live, Preview
     from capfilt.browser.proposal import Proposal
     from capfilt.browser.selection import Selection
-    from capfilt.browser.thumbnails import Picture
+    from capfilt.browser.store import Store
+    from capfilt.provenance.policy import Policy
     from capfilt.provenance.rundir import RunDir
 
+_MOST_TOTALS = 64
+"""Selections whose totals are remembered while the rows stay as they are."""
+_PICTURE = """
+    SELECT sample, image_offset, image_size, if(is_ok, NULL, refusal) FROM samples
+    WHERE sample >= $first AND sample < $end AND key = $key ORDER BY is_ok DESC, sample LIMIT 1
+"""
 
+
+@dataclass
 class RunView:
     """A run opened for looking; its methods may be called from several threads."""
 
     run: RunDir
+    store: Store
+    trials: Trials
+    _labels: Labels
+    _totals: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._thumbnails = Thumbnails(self.picture, max_pixels=max_pixels_of(self.run))
+        self._refreshing = threading.Lock()
 
     @classmethod
     def open(cls, run: RunDir, *, kind_field: str = "noise_kind") -> RunView:
         """Return a view of what is committed now; CapfiltError where the record is damaged.
 
         `kind_field` is the field of the metadata that says what is known of a web text: `right`, or a kind of
-        noise.
+        noise. Samples are there at once; texts and scores are loaded behind, and what needs them waits.
         """
-        raise NotImplementedError
+        store = open_store(run, kind_field=kind_field)
+        trials = Trials(store)
+        view = cls(run, store, trials, Labels(store, trials))
+        view._labels.refresh()
+        return view
 
     def close(self) -> None:
         """Free the memory."""
+        self.store.close()
 
     def refresh(self) -> bool:
         """Take in what was committed, judged or labelled since; True where there was anything."""
-        raise NotImplementedError
+        with self._refreshing:
+            before = self.trials.in_force()
+            rows = self.store.refresh()
+            labels = self._labels.refresh()
+            self.trials.forget_calibrations()
+            if rows or labels:
+                self._totals.clear()
+            return rows or labels or self.trials.in_force() != before
 
     def facets(self) -> Facets:
-        """Return what there is to choose from."""
-        raise NotImplementedError
+        """Return what there is to choose from; verdicts and ranges once all rows are loaded."""
+        return facets.facets(self.store, self.trials, self._labels)
 
     def grid(
         self, selection: Selection, offset: int = 0, limit: int = 24, proposal: Proposal | None = None
     ) -> Grid:
-        """Return a page of the pictures that a selection fits, judged by the proposal or the policy in force."""
-        raise NotImplementedError
+        """Return a page of the pictures that a selection fits, judged by the proposal or the policy in force.
+
+        CapfiltError for a shard or a column that is not there, and for a page of more than 500 pictures.
+        """
+        offset, limit = grid.checked(offset, limit)
+        self._labels.write_table()
+        policy = self.trials.policy_of(proposal)
+        found = grid.asked(selection, self.store, self.trials.physical(policy))
+        if found.of_texts or found.reads_samples or selection.columns:
+            self.store.wait()
+            found = grid.asked(selection, self.store, self.trials.physical(policy))
+        if not found.reads_verdicts:
+            return self._grid(selection, offset, limit, policy, None)
+        if policy is None:
+            return Grid([], total=0, texts=0, offset=offset, limit=limit)
+        with self.trials.table(policy) as table:
+            return self._grid(selection, offset, limit, policy, table)
+
+    def _grid(
+        self, selection: Selection, offset: int, limit: int, policy: Policy | None, table: str | None
+    ) -> Grid:
+        page = grid.Page(self.store, self.trials.physical(policy), table)
+        fits = selection.at(order="input", descending=True, seed=0)
+        digest = policy.digest if policy is not None and table is not None else None
+        name = (self.store.version, fits, repr(page.columns), digest)
+        samples, counted = grid.page_of(selection, page, offset, limit, self._totals.get(name))
+        self._remember(name, counted)
+        judged = self.trials.verdicts_of(policy, {sample >> ROW_BITS for sample in samples})
+        # Columns of scores come with the rows that have them.
+        page = grid.Page(self.store, self.trials.physical(policy), table)
+        rows = grid.cards(samples, selection, page, *judged)
+        return Grid(rows, total=counted[0], texts=counted[1], offset=offset, limit=limit)
+
+    def _remember(self, name: Hashable, counted: tuple[int, int]) -> None:
+        """Keep what a selection fits: it is the same on every page of it."""
+        if len(self._totals) >= _MOST_TOTALS:
+            self._totals.clear()
+        self._totals[name] = counted
 
     def history(self, shard: str, key: str) -> History:
         """Return what every round wrote and decided of one sample; CapfiltError where there is none."""
-        raise NotImplementedError
+        return history(self.run, shard, key, self._labels.by_pair())
 
     def preview(self, proposal: Proposal) -> Preview:
-        """Return what a proposal would keep; one without rules is the policy in force."""
-        raise NotImplementedError
+        """Return what a proposal would keep; one without rules is the policy in force.
+
+        CapfiltError as `capfilt judge` says it, where a rule cannot be applied.
+        """
+        return preview.preview(self.trials, proposal, self._labels.said())
 
     def apply(self, proposal: Proposal) -> Applied:
-        """Write the policy as `capfilt judge` does."""
-        raise NotImplementedError
+        """Write the policy as `capfilt judge` does; CapfiltError where no rule is proposed."""
+        if not proposal.is_given:
+            raise CapfiltError("no rule is proposed, so there is nothing to apply", fix="choose a threshold")
+        number, policy = judge_run(self.run, proposal.judge(), filter_digest=proposal.with_filter)
+        rebuild_catalog(self.run)
+        return Applied(
+            policy=number,
+            words=policy.words,
+            command=proposal.command(self.run.path),
+            export_command=proposal.export_command(self.run.path),
+        )
 
     def live(self) -> Live:
         """Return where the run stands, read anew from its files."""
-        raise NotImplementedError
+        return live.live(self.run, list(self.store.manifests.shards().values()))
 
     def picture(self, shard: str, key: str) -> Picture:
         """Return where a sample's picture lies; CapfiltError where there is no such sample."""
-        raise NotImplementedError
+        found = next((one for one in list(self.store.shards.values()) if one.name == shard), None)
+        if found is not None:
+            ends = {"first": found.base, "end": found.base + (1 << ROW_BITS), "key": key}
+            for _, offset, size, refusal in self.store.rows(_PICTURE, ends):
+                return Picture(found.tar, offset, size, refusal)
+        raise CapfiltError(
+            f"there is no sample {key[:80]!r} in shard {shard[:80]!r}", fix="follow a link of the page"
+        )
+
+    def thumbnail(self, shard: str, key: str, px: int) -> Thumbnail:
+        """Return a sample's picture, at most `px` pixels wide and high, or a drawing that says why not."""
+        return self._thumbnails.thumbnail(shard, key, px)
