@@ -35,7 +35,6 @@ WIDTH, HEADS = 96, 4
 STEPS = {"opt": 1500, "t5": 1500}
 LEARNING_RATE = 2e-3
 QUESTIONS = {
-    "caption": ("describe the picture.",),
     "colour": ("what colours are there?", "name the colours."),
     "shape": ("what shapes are there?", "name the shapes."),
 }
@@ -43,14 +42,12 @@ QUESTIONS = {
 LINES = (3, 8)
 """Fewest and most lines of a document: with two or three, it takes several times as long until shapes are
 copied."""
-ASKED = 0.3
+ASKED = 0.25
 """Share of the lines that are a question and its answer."""
 
 
-def answer(scene: Scene, about: str, rng: random.Random) -> str:
-    """Return what is right to say of a scene; colours and shapes are named from left to right."""
-    if about == "caption":
-        return scenes.caption(scene, rng)
+def answer(scene: Scene, about: str) -> str:
+    """Return what is right to answer; colours and shapes are named from left to right."""
     colours, shapes = zip(*scene.items, strict=True)
     return " and ".join(colours if about == "colour" else shapes)
 
@@ -60,9 +57,11 @@ def document(rng: random.Random) -> list[str]:
     scene = scenes.draw_scene(rng, unseen=False)
     lines = [scenes.caption(scene, rng)]
     for _ in range(rng.randint(*LINES) - 1):
-        about = rng.choice(sorted(QUESTIONS))
-        said = answer(scene, about, rng) if rng.random() < ASKED else None
-        lines.append(f"{rng.choice(QUESTIONS[about])} {said}" if said else scenes.caption(scene, rng))
+        if rng.random() < ASKED:
+            about = rng.choice(sorted(QUESTIONS))
+            lines.append(f"{rng.choice(QUESTIONS[about])} {answer(scene, about)}")
+        else:
+            lines.append(scenes.caption(scene, rng))
     return lines
 
 
