@@ -95,8 +95,8 @@ steps = 1000
 }
 """What differs from the pipelines, whose sizes are the papers'.
 
-InstructBLIP learns questions about colours and about shapes and no captions. With captions as a third task its
-queries keep all that is in the picture, whatever they are asked, and leave the choice to the language model.
+InstructBLIP learns questions about colours and questions about shapes, and no captions: with captions as a
+third task the queries kept all that is in the picture whatever they were asked (gains of -1 and 3 points).
 """
 COMMON = """
 [pretrain]
@@ -250,9 +250,8 @@ class Example:
         ]
         found = self.figures("filter", "stage1", "labelled", "--kind-field", "noise_kind")
         for kind in ("all wrong ones", "swap", "colour", "shape"):
-            least = 0.85 if kind == "all wrong ones" else None
-            name = f"stage 1: AUROC of ITM, {kind}"
-            figures.append(Measured(name, found[f"right pairs and {kind}", "ITM", "AUROC"], least))
+            area = found[f"right pairs and {kind}", "ITM", "AUROC"]
+            figures.append(Measured(f"stage 1: AUROC of ITM, {kind}", area, 0.85))
         figures += [
             Measured("stage 2, OPT: captions right", self.right("stage2-opt", "caption"), 0.5),
             Measured("stage 2, T5: captions right", self.right("stage2-t5", "caption"), 0.5),
