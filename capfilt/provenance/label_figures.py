@@ -1,11 +1,12 @@
 """Precision and recall of a policy from labels, with intervals that few labels do not make too narrow.
 
 The verdict of every pair is known, so the pairs are cells: source, part by score, kept or not; of each cell
-the size is known and a few labels. Precision is a weighted mean of the kept cells' shares of matches, with
-Yan and Su's interval ("Stratified Wilson and Newcombe confidence intervals for multiple binomial
-proportions", 2010). Recall is the matches kept over those kept and dropped, whose intervals are joined by the
-method of variance estimates recovery (Donner and Zou, "Closed-form confidence intervals for functions of the
-normal mean and standard deviation", 2012). Both keep a width where all labels agree.
+the size is known and a few labels. Precision is a weighted sum of the kept cells' shares of matches, with the
+score interval, which is Wilson's where there is one cell (Martín Andrés, Álvarez Hernández and Herranz
+Tejedor, "Inferences about a linear combination of proportions", 2011). Recall is the matches kept over those
+kept and dropped, whose intervals are joined by the method of variance estimates recovery (Donner and Zou,
+"Closed-form confidence intervals for functions of the normal mean and standard deviation", 2012). Both keep a
+width where all labels agree.
 """
 
 from __future__ import annotations
@@ -92,26 +93,15 @@ class _Total:
 
 
 def _total(cells: Sequence[Cell]) -> _Total:
-    """Return how many matches some cells hold (Yan and Su, 2010)."""
+    """Return how many matches some cells hold."""
     groups, unknown = _collapsed(cells)
     size = sum(cell.pairs for cell in cells)
     if not groups:
         return _Total(size, 0.0 if size == 0 else None, 0.0, float(size))
-    shares = [group.matches / group.labels for group in groups]
-    counts = [_effective(group) for group in groups]
-    # The variances say how the quantile is divided; where all labels agree they would be none, so they are
-    # those with half a match and half a mismatch more.
-    spreads = []
-    for group, count in zip(groups, counts, strict=True):
-        share = (group.matches + 0.5) / (group.labels + 1)
-        spreads.append(0.0 if math.isinf(count) else group.pairs * math.sqrt(share * (1 - share) / count))
-    total = sum(spreads)
-    quantile = Z95 * math.hypot(*spreads) / total if total else 0.0
-    ends = [_wilson(share, count, quantile) for share, count in zip(shares, counts, strict=True)]
-    sizes = [group.pairs for group in groups]
-    value = sum(size * share for size, share in zip(sizes, shares, strict=True))
-    low = sum(size * low for size, (low, _) in zip(sizes, ends, strict=True))
-    high = sum(size * high for size, (_, high) in zip(sizes, ends, strict=True))
+    value = sum(group.pairs * group.matches / group.labels for group in groups)
+    low = _lowest([(group.pairs, _effective(group), group.matches / group.labels) for group in groups])
+    wrong = _lowest([(group.pairs, _effective(group), group.mismatches / group.labels) for group in groups])
+    high = sum(group.pairs for group in groups) - wrong
     # What was labelled is certain, however few it is.
     low = max(low, sum(group.matches for group in groups))
     high = min(high + unknown, size - sum(group.mismatches for group in groups))
@@ -150,14 +140,40 @@ def _effective(cell: Cell) -> float:
     return cell.labels * (cell.pairs - 1) / (cell.pairs - cell.labels)
 
 
-def _wilson(share: float, count: float, quantile: float) -> tuple[float, float]:
-    """Return Wilson's interval of a share of `count` (Wilson, 1927)."""
-    if math.isinf(count):
-        return share, share
-    square = quantile**2 / count
-    centre = (share + square / 2) / (1 + square)
-    half = math.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _lowest(cells: Sequence[tuple[int, float, float]]) -> float:
+    """Return the lower end of the interval of a weighted sum of shares, each (weight, labels, share).
+
+    It is the least sum that is not refused: the shares that are likeliest where the sum is held to a lower
+    value (a Lagrange multiplier draws each of them down) give a variance, and the measured sum lies 1.96 of
+    its roots above it. For one cell that is Wilson's interval.
+    """
+    most = sum(weight * share for weight, _, share in cells)
+
+    def is_refused(multiplier: float) -> bool:
+        total = variance = 0.0
+        for weight, count, share in cells:
+            drawn = _drawn_down(share, multiplier * weight / count)
+            total += weight * drawn
+            variance += weight**2 * drawn * (1 - drawn) / count
+        return most - total > Z95 * math.sqrt(variance)
+
+    if most <= 0 or all(math.isinf(count) for _, count, _ in cells):
+        return most
+    refused = 1.0
+    while not is_refused(refused):
+        refused *= 4
+    kept = 0.0
+    for _ in range(50):
+        middle = (kept + refused) / 2
+        kept, refused = (kept, middle) if is_refused(middle) else (middle, refused)
+    return sum(weight * _drawn_down(share, kept * weight / count) for weight, count, share in cells)
+
+
+def _drawn_down(share: float, pull: float) -> float:
+    """Return the p of (share - p) / (p (1 - p)) = pull: where the likelihood resists as much as it is drawn."""
+    if pull <= 0 or share in (0.0, 1.0):
+        return share if pull <= 1 or share == 0.0 else 1 / pull
+    return 2 * share / (1 + pull + math.sqrt((1 + pull) ** 2 - 4 * pull * share))
 
 
 def _recall(kept: _Total, dropped: _Total) -> Estimate:
