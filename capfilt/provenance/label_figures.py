@@ -170,9 +170,7 @@ def _lowest(cells: Sequence[tuple[int, float, float]]) -> float:
 
 
 def _drawn_down(share: float, pull: float) -> float:
-    """Return the p of (share - p) / (p (1 - p)) = pull: where the likelihood resists as much as it is drawn."""
-    if pull <= 0 or share in (0.0, 1.0):
-        return share if pull <= 1 or share == 0.0 else 1 / pull
+    """Return the p of (share - p) / (p (1 - p)) = pull: where the likelihood resists as much as is pulled."""
     return 2 * share / (1 + pull + math.sqrt((1 + pull) ** 2 - 4 * pull * share))
 
 

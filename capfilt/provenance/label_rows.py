@@ -166,7 +166,9 @@ def _write_all(descriptor: int, line: bytes) -> None:
 def _labels(run: RunDir, number: int, line: bytes) -> list[Label]:
     names = {field.name for field in fields(Label)}
     try:
-        rows: list[dict[str, Any]] = json.loads(line)
+        rows: Any = json.loads(line)
+        if not isinstance(rows, list):
+            raise TypeError(type(rows))
         return [Label(**{name: row[name] for name in names}) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError, CapfiltError) as error:
         raise CapfiltError(
