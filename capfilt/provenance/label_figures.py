@@ -171,6 +171,8 @@ def _lowest(cells: Sequence[tuple[int, float, float]]) -> float:
 
 def _drawn_down(share: float, pull: float) -> float:
     """Return the p of (share - p) / (p (1 - p)) = pull: where the likelihood resists as much as is pulled."""
+    if share == 1:  # Exactly, since one that is nearly 1 would have a variance.
+        return min(1.0, 1 / pull) if pull > 0 else 1.0
     return 2 * share / (1 + pull + math.sqrt((1 + pull) ** 2 - 4 * pull * share))
 
 
