@@ -1,9 +1,11 @@
 """BLIP-2's first stage (Q-Former of BERT-base's size on a frozen ViT-g/14, 224 px): for `capfilt pretrain`.
 
 Figures are the paper's (Li et al., BLIP-2, 2023, section 3.4) where it gives one, else the released code's
-(salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage1.yaml). It takes a frozen image encoder:
+(salesforce/LAVIS, lavis/projects/blip2/train/pretrain_stage1.yaml). It takes a frozen image encoder, and the
+paper starts the Q-Former from BERT base (section 3.1):
 
-    capfilt pretrain DATA --clean CLEAN --out STAGE1 --pipeline blip2_stage1 --set bundles.vision=MODEL
+    capfilt pretrain DATA --clean CLEAN --out STAGE1 --pipeline blip2_stage1 --set bundles.vision=MODEL \\
+        --set bundles.text=bert-base-uncased
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.layers import changed
 from capfilt.models.cards import CARD_FILE, identity, read_card
+from capfilt.models.checkpoints.bert import bert_settings, bert_vocabulary, start_qformer
 from capfilt.models.checkpoints.configs import CONFIG_FILE, is_blip, preprocessor_of, read_json
 from capfilt.models.checkpoints.hub import find_checkpoint
 from capfilt.models.checkpoints.names import Naming, few
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from capfilt.models.language_vocabulary import LanguageVocabulary
     from capfilt.models.prompted import SoftPrompted
     from capfilt.models.qformer import QFormer
+    from capfilt.models.vocabulary import Vocabulary
     from capfilt.settings import Blip2, Bundles
 
 TIMM = "timm"
@@ -35,7 +37,7 @@ TIMM = "timm"
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Taken:
     """A model of others that is taken as it is."""
 
     path: Path
@@ -50,12 +52,14 @@ class Frozen:
 class Parts:
     """What a Q-Former is put between; None for a part that comes with the model it starts from."""
 
-    vision: Frozen | None
-    language: Frozen | None
+    vision: Taken | None
+    language: Taken | None
+    text: Taken | None = None
+    """A BERT that the Q-Former's text side starts from."""
 
     def facts(self) -> dict[str, str]:
         """Return the digests of all that the parts' weights depend on; equal files have equal facts."""
-        parts = {"vision": self.vision, "language": self.language}
+        parts = {"vision": self.vision, "language": self.language, "text": self.text}
         return {name: part.digest for name, part in parts.items() if part is not None}
 
 
@@ -75,7 +79,9 @@ def find_parts(bundles: Bundles, model: Blip2, *, with_language: bool) -> Parts 
                 f"{language.path} is no language model: it has no {CONFIG_FILE}",
                 fix="give bundles.language a folder of transformers, or a hub id such as facebook/opt-125m",
             )
-    return Parts(vision, language) if vision is not None or language is not None else None
+    text = _found(bundles.text) if bundles.text is not None else None
+    found = Parts(vision, language, text)
+    return found if any((vision, language, text)) else None
 
 
 def settle_parts(parts: Parts | None, model: Blip2) -> Blip2:
@@ -84,6 +90,9 @@ def settle_parts(parts: Parts | None, model: Blip2) -> Blip2:
     if parts is not None and parts.vision is not None:
         layers.append(_vision_settings(parts.vision.path))
     settled = changed(model, *layers)
+    if parts is not None and parts.text is not None:
+        sizes = bert_settings(parts.text.path, settled.qformer, "model.qformer")
+        settled = settled.model_copy(update={"qformer": sizes})
     if parts is not None and parts.language is not None:
         config = read_json(parts.language.path / CONFIG_FILE)
         # Replaced and not merged: what another language model's file says has no place in it.
@@ -99,7 +108,7 @@ def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> 
     """
     from capfilt.models.prompted import SoftPrompted
 
-    for part in (parts.vision, parts.language):
+    for part in (parts.vision, parts.language, parts.text):
         if part is not None and folder_digest(part.path) != part.digest:
             raise CapfiltError(
                 f"{part.path} changed while it was read",
@@ -107,8 +116,15 @@ def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> 
             )
     if parts.vision is not None:
         _load_vision(parts.vision, model, settings)
+    if parts.text is not None and not isinstance(model, SoftPrompted):
+        start_qformer(model, read_folder(parts.text.path).tensors, parts.text.source)
     if parts.language is not None and isinstance(model, SoftPrompted):
         _load_language(parts.language, model)
+
+
+def text_vocabulary(parts: Parts | None) -> Vocabulary | None:
+    """Return the vocabulary of the BERT that is started from; None where one is to be trained."""
+    return bert_vocabulary(parts.text.path) if parts is not None and parts.text is not None else None
 
 
 def part_vocabulary(parts: Parts | None, settings: Blip2) -> LanguageVocabulary:
@@ -123,10 +139,10 @@ def part_vocabulary(parts: Parts | None, settings: Blip2) -> LanguageVocabulary:
     return load_language_vocabulary(parts.language.path, settings.language)
 
 
-def _found(source: str) -> Frozen:
+def _found(source: str) -> Taken:
     found = find_checkpoint(source, may_lack_owner=True)
     path = found.path.absolute()
-    return Frozen(path, found.source, folder_digest(path))
+    return Taken(path, found.source, folder_digest(path))
 
 
 def folder_digest(path: Path) -> str:
@@ -184,7 +200,7 @@ def _no_vision(path: Path) -> CapfiltError:
     )
 
 
-def _load_vision(part: Frozen, model: QFormer | SoftPrompted, settings: Blip2) -> None:
+def _load_vision(part: Taken, model: QFormer | SoftPrompted, settings: Blip2) -> None:
     from capfilt.models.vision import ImageEncoder
 
     if (part.path / CARD_FILE).exists():
@@ -220,7 +236,7 @@ def _vision_of_bundle(path: Path) -> dict[str, Any]:
     return {name.replace("image.", "vision_model.encoder.", 1): tensor for name, tensor in own.items()}
 
 
-def _fill_vision(model: QFormer | SoftPrompted, weights: dict[str, Any], part: Frozen) -> None:
+def _fill_vision(model: QFormer | SoftPrompted, weights: dict[str, Any], part: Taken) -> None:
     import torch
 
     own = {n: t for n, t in model.state_dict().items() if n.startswith("vision_model.")}
@@ -237,7 +253,7 @@ def _fill_vision(model: QFormer | SoftPrompted, weights: dict[str, Any], part: F
                 tensor.copy_(weights[name])
 
 
-def _load_transformers_vision(part: Frozen, model: QFormer | SoftPrompted) -> None:
+def _load_transformers_vision(part: Taken, model: QFormer | SoftPrompted) -> None:
     encoder: Any = model.vision_model.encoder
     read, loading = _from_pretrained(type(encoder), part, encoder.config)
     own = encoder.state_dict()
@@ -250,7 +266,7 @@ def _load_transformers_vision(part: Frozen, model: QFormer | SoftPrompted) -> No
     encoder.load_state_dict({name: one for name, one in read.state_dict().items() if name in own})
 
 
-def _load_language(part: Frozen, model: SoftPrompted) -> None:
+def _load_language(part: Taken, model: SoftPrompted) -> None:
     own = model.language_model
     read, loading = _from_pretrained(type(own), part, None)
     if missing := sorted(loading["missing_keys"]):
@@ -260,7 +276,7 @@ def _load_language(part: Frozen, model: SoftPrompted) -> None:
     own.load_state_dict(read.state_dict())
 
 
-def _from_pretrained(kind: Any, part: Frozen, config: Any) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(kind: Any, part: Taken, config: Any) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers.utils import logging
 

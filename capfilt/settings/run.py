@@ -133,7 +133,8 @@ class Bundles(Settings):
     or `timm` for the ones that timm knows. For a Q-Former also a bundle, or a folder of transformers, whose
     image encoder is taken as it is."""
     text: str | None = None
-    """Folder or hub id of a BERT whose weights, sizes and vocabulary such a model's text side takes."""
+    """Folder or hub id of a BERT whose weights, sizes and vocabulary such a model's text side takes, or the
+    Q-Former of a first stage (BLIP-2, section 3.1)."""
     language: str | None = None
     """Folder or hub id of the language model of a captioner with a Q-Former: any of transformers' that
     continue a text (OPT, Llama) or answer one (T5)."""

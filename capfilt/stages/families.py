@@ -69,7 +69,7 @@ class Beginning:
         parts = self.parts
         if parts is not None and init is not None:
             # The image encoder came with the model.
-            parts = replace(parts, vision=None) if parts.language is not None else None
+            parts = replace(parts, vision=None, text=None) if parts.language is not None else None
         found = start or parts
         return {"init": init, "start": found.facts() if found is not None else None}
 
@@ -132,7 +132,7 @@ def _with_qformer(
         is_new = bundles is not None and bundles.language is not None
         language = built.language if built.language.config and not is_new else model.language
         settings = built.model_copy(update={"family": model.family, "language": language})
-        bundles = bundles.model_copy(update={"vision": None}) if bundles is not None else None
+        bundles = bundles.model_copy(update={"vision": None, "text": None}) if bundles is not None else None
     writes = kind == "captioner"
     needs_language = writes and not settings.language.config
     parts = find_parts(bundles, settings, with_language=writes) if bundles is not None else None
@@ -160,10 +160,11 @@ def _no_language_model() -> CapfiltError:
 
 def _check_start(kind: Kind, init: BundleOf[Any, Any] | None, bundles: Bundles | None) -> None:
     """Refuse what a model with a Q-Former cannot start from."""
-    if bundles is not None and bundles.text is not None:
+    if bundles is not None and bundles.text is not None and init is None and kind == "captioner":
         raise CapfiltError(
-            "bundles.text is what BLIP's text side starts from, and a Q-Former's starts fresh",
-            fix="leave bundles.text out; bundles.language names the language model of a captioner",
+            "bundles.text is a BERT that stage 1 starts from, and a captioner starts from stage 1",
+            fix="leave bundles.text out, or pre-train stage 1 first (--pipeline blip2_stage1) and give it as "
+            "--init; bundles.language names the language model of a captioner",
         )
     if init is None:
         return
@@ -223,12 +224,14 @@ def _begin_qformer(
 ) -> Begun:
     from capfilt.models.qformer import QFormer
     from capfilt.models.qformer_bundle import adopt
-    from capfilt.models.qformer_parts import load_parts
+    from capfilt.models.qformer_parts import load_parts, text_vocabulary
     from capfilt.models.vocabulary import train_vocabulary
     from capfilt.training.objectives import PAIRS
 
     init = beginning.init
-    vocabulary = init.vocabulary if init is not None else train_vocabulary(texts, settings.qformer.vocabulary)
+    vocabulary = init.vocabulary if init is not None else text_vocabulary(beginning.parts)
+    if vocabulary is None:
+        vocabulary = train_vocabulary(texts, settings.qformer.vocabulary)
     model = QFormer(settings, len(vocabulary), objectives)
     fresh: tuple[str, ...] = ()
     if init is not None:

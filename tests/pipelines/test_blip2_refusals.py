@@ -86,8 +86,11 @@ REFUSED = {
         "a text-only language model",
         is_early=False,
     ),
-    "BLIP's text side": Refused(
-        f"TRAINS {PARTS} --set bundles.text=OPT", "a Q-Former's starts fresh", "leave bundles.text out", False
+    "a text side that is no BERT": Refused(
+        f"TRAINS {PARTS} --set bundles.text=OPT",
+        "model_type is 'opt'",
+        "a BERT as transformers writes it",
+        False,
     ),
     "a momentum encoder": Refused(
         f"TRAINS {PARTS} --set pretrain.phases.0.momentum=0.995",

@@ -11,7 +11,7 @@ BERT's own states.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from capfilt.models.checkpoints.configs import CONFIG_FILE, read_json
 from capfilt.models.checkpoints.names import TIED, Naming, check_fit
 from capfilt.models.vocabulary import Vocabulary, load_vocabulary
 from capfilt.models.wordpiece import EXTRA, read_words
+from capfilt.settings import QFormer, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from capfilt.models.med import MED
-    from capfilt.settings import Text
+    from capfilt.models.qformer import QFormer as QFormerModel
+
+T = TypeVar("T", Text, QFormer)
 
 DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
@@ -76,8 +79,10 @@ _OLD = {".gamma": ".weight", ".beta": ".bias"}
 _FIX = "give a folder or a hub id of a BERT as transformers writes it, such as bert-base-uncased"
 
 
-def bert_settings(folder: Path, text: Text) -> Text:
-    """Return the settings of a text transformer of BERT's sizes; longest text and dropout stay ours.
+def bert_settings(folder: Path, text: T, called: str = "model.text") -> T:
+    """Return the settings of a text side of BERT's sizes; longest text and dropout stay ours.
+
+    `called` is the settings' own name, for advice.
 
     Raises CapfiltError for a folder without config.json, for another model than BERT, and where our longest
     text has no place in it.
@@ -92,8 +97,8 @@ def bert_settings(folder: Path, text: Text) -> Text:
         raise CapfiltError(f"{file}: {error.what}", fix=_FIX) from error
     if settled.max_tokens > settled.places:
         raise CapfiltError(
-            f"{file} has {settled.places} places, and model.text.max_tokens is {text.max_tokens}",
-            fix=f"set model.text.max_tokens to {settled.places} at most",
+            f"{file} has {settled.places} places, and {called}.max_tokens is {text.max_tokens}",
+            fix=f"set {called}.max_tokens to {settled.places} at most",
         )
     return settled
 
@@ -139,6 +144,50 @@ def start_text(model: MED, theirs: Mapping[str, Tensor], where: str) -> dict[str
             tensor[: len(value)].copy_(value)
         model.text.positions.weight += read[_TYPES][0].to(model.text.positions.weight.dtype)
     return _left_out(name for name in theirs if name not in read)
+
+
+def start_qformer(model: QFormerModel, theirs: Mapping[str, Tensor], where: str) -> None:
+    """Give a Q-Former the weights of BERT (BLIP-2, section 3.1), and the LM head where there is one.
+
+    Queries and text share self-attention, and both feed-forward parts begin as BERT's (LAVIS).
+    Cross-attention, queries and heads stay as they were drawn, and so do words that BERT lacks. `model` has the sizes of
+    `bert_settings` and the words of `bert_vocabulary`. Raises CapfiltError for weights that are missing or of
+    another shape.
+    """
+    theirs = _plain(theirs, where)
+    has_head = any(name.startswith(_LM_HEAD) for name in theirs)
+    own = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if (name.startswith(("embeddings.", "qformer.")) and ".crossattention." not in name)
+        or (name.startswith("word_head.") and has_head)
+    }
+    named = {name: _of_qformer(name) for name in own}
+    needed = {named[name]: tensor for name, tensor in own.items()}
+    words = len(theirs.get(_WORDS, needed[_WORDS]))
+    for name in (_WORDS, _WORD_BIAS):
+        if name in needed:
+            needed[name] = needed[name][:words]
+    check_fit(needed, {name: one for name, one in theirs.items() if name in needed}, where, _FIX)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            value = theirs[named[name]]
+            tensor[: len(value)].copy_(value)
+        if _TYPES in theirs:
+            places = model.embeddings.position_embeddings.weight
+            places += theirs[_TYPES][0].to(places.dtype)
+
+
+def _of_qformer(ours: str) -> str:
+    """Return BERT's name for a weight of a Q-Former."""
+    if ours.startswith("word_head."):
+        return _theirs(ours)[0]
+    if ours.startswith("embeddings."):
+        return _LEVEL + ours
+    if ours.startswith("qformer.layernorm."):
+        return ours.replace("qformer.layernorm.", f"{_LEVEL}embeddings.LayerNorm.")
+    plain = ours.replace("qformer.", _LEVEL, 1).replace("_query.", ".")
+    return plain.replace(".attention.attention.", ".attention.self.")
 
 
 def _config(folder: Path) -> dict[str, Any]:
