@@ -62,7 +62,7 @@ class Facets:
     """Number of the policy in force."""
     policy_words: str
     is_complete: bool
-    """Whether all texts and scores are loaded; before, `reasons`, `planted` and what was measured are empty."""
+    """Whether all texts and scores are loaded; until then `reasons`, `planted` and ends are empty."""
 
 
 @dataclass(frozen=True, slots=True)

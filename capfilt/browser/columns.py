@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def joined(loaded: Mapping[int, ShardRows]) -> tuple[Columns, dict[int, ShardRow
     columns = list(dict.fromkeys(column for rows in shards for column in rows.scores))
     ends = np.cumsum([0, *(len(rows.numbers) for rows in shards)])
 
-    def whole(name: str, kind: type) -> NDArray[np.generic]:
+    def whole(name: str, kind: type) -> NDArray[Any]:
         return np.concatenate([np.zeros(0, kind), *(getattr(rows, name) for rows in shards)]).astype(kind)
 
     empty = np.zeros(0)

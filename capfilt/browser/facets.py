@@ -47,7 +47,7 @@ def facets(store: Store, trials: Trials, labels: Labels) -> Facets:
         columns=_columns(store, trials, policy),
         filters=list(dict.fromkeys(one for one in (trials.own_filter(policy), *store.filters) if one)),
         rounds=[number for number, _ in rounds_of(store.run)],
-        labels=dict(Counter(labels.by_pair().values())),
+        labels=labels.counts(),
         planted=_planted(store) if is_complete else {},
         policy=in_force[0] if in_force is not None else None,
         policy_words=policy.words if policy is not None else "",

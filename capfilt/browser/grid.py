@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from capfilt.browser.columns import Columns
+    from capfilt.browser.said import Labels
     from capfilt.browser.selection import Selection
     from capfilt.browser.store import Store
     from capfilt.browser.verdicts import Verdicts
@@ -33,10 +34,13 @@ _ROUND = """
     SELECT * REPLACE (narrow AS wide, xor(wide, ((narrow * {factor} + {key}) >> 15) & 4294967295) AS narrow)
     FROM ({source})
 """
-_CARDS = "SELECT sample, key, is_ok, refusal, width, height FROM samples WHERE sample IN (SELECT unnest($page))"
+_CARDS = """
+    SELECT sample, key, is_ok, refusal, width, height FROM samples
+    WHERE sample IN (SELECT unnest($page))
+"""
 _TEXTS = """
-    SELECT sample, number, is_web, candidate, text, verdict, if(is_web, kind, NULL) {scores}
-    FROM pairs LEFT JOIN labels USING (number) LEFT JOIN planted USING (sample)
+    SELECT sample, number, is_web, candidate, text, if(is_web, kind, NULL) {scores}
+    FROM pairs LEFT JOIN planted USING (sample)
     WHERE sample IN (SELECT unnest($page)) ORDER BY sample, is_web DESC, candidate, number
 """
 
@@ -115,8 +119,9 @@ def whole_word(word: str) -> str:
     An end that is no letter with a case and no digit may touch others: scripts that write no spaces have
     words all the same.
     """
-    small = word.lower()
-    escaped = "".join(c if c.isalnum() or c == "_" or ord(c) > 127 else f"\\{c}" for c in small)
+    # Letter by letter, as DuckDB does: Python has another sigma for the end of a word.
+    small = "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
+    escaped = "".join(c if c.isalnum() or ord(c) > 127 else f"\\x{{{ord(c):x}}}" for c in small)
     before = r"(?:^|[^\p{L}\p{N}_])" if _is_closed(word[0]) else ""
     after = r"(?:$|[^\p{L}\p{N}_])" if _is_closed(word[-1]) else ""
     return f"{before}{escaped}{after}"
@@ -136,7 +141,8 @@ def _base_of(name: str, store: Store) -> int:
 def _column(name: str, columns: dict[str, str | None]) -> str:
     if name not in columns:
         raise CapfiltError(
-            f"no pair has a score {name!r}", fix=f"name one of {', '.join(columns) or 'none: none was scored'}"
+            f"no pair has a score {name!r}",
+            fix=f"name one of {', '.join(columns)}" if columns else "score the run first",
         )
     return columns[name] or "NULL::DOUBLE"
 
@@ -150,6 +156,7 @@ class Page:
     """Columns of the store by the names that people see; the best score first."""
     verdict_table: str | None
     """Table of `number` and `code` where the selection reads them."""
+    labels: Labels
 
 
 def counted_samples(selection: Selection, found: Asked, page: Page) -> tuple[int, int] | None:
@@ -218,10 +225,12 @@ def _pictures(found: Asked, page: Page, best: str | None) -> str:
     if found.reads_verdicts:
         joins += f" JOIN {page.verdict_table} USING (number)"
     more = f", {best}" if best else ""
-    texts = f"SELECT sample, count(*) AS texts{more} FROM pairs{joins} {_where(found.of_texts)} GROUP BY sample"
+    where = _where(found.of_texts)
+    texts = f"SELECT sample, count(*) AS texts{more} FROM pairs{joins} {where} GROUP BY sample"
     if not found.of_samples:
         return texts
-    return f"SELECT t.* FROM ({texts}) AS t SEMI JOIN (FROM samples {_where(found.of_samples)}) USING (sample)"
+    samples = f"FROM samples {_where(found.of_samples)}"
+    return f"SELECT found.* FROM ({texts}) AS found SEMI JOIN ({samples}) USING (sample)"
 
 
 def shuffled(pictures: str, seed: int) -> str:
@@ -240,7 +249,7 @@ def shuffled(pictures: str, seed: int) -> str:
 def cards(
     samples: Sequence[int], selection: Selection, page: Page, verdicts: Verdicts | None, rows: Columns
 ) -> list[Card]:
-    """Return the cards of some samples, in their order; `rows` holds at least their pairs, and is judged."""
+    """Return the cards of some samples, in their order; `rows` are what was judged, theirs among them."""
     store = page.store
     if not samples:
         return []
@@ -248,21 +257,22 @@ def cards(
     texts: dict[int, list[Text]] = {}
     chosen = _selected(samples, selection, page)
     scores = "".join(f", {column or 'NULL'}" for column in page.columns.values())
-    for sample, number, is_web, candidate, text, label, kind, *values in store.rows(
+    for sample, number, is_web, candidate, text, kind, *values in store.rows(
         _TEXTS.format(scores=scores), {"page": list(samples)}
     ):
         row = rows.row(number, sample)
         code = int(verdicts.codes[row]) if verdicts is not None else None
+        name = rows.pair_id(row)
         texts.setdefault(sample, []).append(
             Text(
-                pair_id=rows.pair_id(row),
+                pair_id=name,
                 source=(Source.WEB if is_web else Source.SYNTHETIC).value,
                 candidate=candidate,
                 text=text or "",
                 scores=dict(zip(page.columns, values, strict=True)),
                 keep=None if code is None else code == CODE[Reason.KEPT],
                 reason=None if code is None else reason_of(code),
-                label=label,
+                label=page.labels.verdict(name, text),
                 planted=kind,
                 is_selected=chosen is None or number in chosen,
             )

@@ -9,20 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from capfilt.browser.cards import History, Telling
-from capfilt.browser.shards import ManifestReader
+from capfilt.browser.locked import locked_connection
 from capfilt.errors import CapfiltError
-from capfilt.provenance.catalog import duckdb_path, open_catalog
+from capfilt.provenance.catalog import duckdb_path
 from capfilt.provenance.lineage import rounds_of
 from capfilt.provenance.pairs import create_pairs
 from capfilt.provenance.policy import TopFraction, newest_policy
+from capfilt.provenance.query import open_locked
 from capfilt.records import BEST_FIRST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import duckdb
 
-    from capfilt.browser.shards import ShardFiles
+    from capfilt.browser.said import Labels
+    from capfilt.browser.shards import ManifestReader, ShardFiles
     from capfilt.provenance.policy import Policy
     from capfilt.provenance.rundir import RunDir
 
@@ -41,17 +43,19 @@ _ANCESTORS = """
 """
 
 
-def history(run: RunDir, shard: str, key: str, labels: Mapping[str, str]) -> History:
+def history(
+    run: RunDir, shard: str, key: str, labels: Labels, reader: Callable[[RunDir], ManifestReader]
+) -> History:
     """Return what every round wrote and decided of one sample; CapfiltError where there is none.
 
-    `labels` are what people said, by pair_id.
+    `labels` are what people said, `reader` gives that of a round's manifests.
     """
     sample: dict[str, Any] | None = None
     tellings: list[Telling] = []
     policies: dict[int, str] = {}
     ancestors = _ancestors(run)
     for number, one in rounds_of(run):
-        files = _files(one, shard)
+        files = next((its for its in reader(one).shards().values() if its.name == shard), None)
         if files is None:
             continue
         newest = newest_policy(one)
@@ -77,18 +81,11 @@ def history(run: RunDir, shard: str, key: str, labels: Mapping[str, str]) -> His
     )
 
 
-def _files(run: RunDir, shard: str) -> ShardFiles | None:
-    shards = ManifestReader(run).shards().values()
-    return next((one for one in shards if one.name == shard), None)
-
-
 def _in_round(
     run: RunDir, files: ShardFiles, key: str, policy: Policy | None
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Return the row of a sample in one round, and its pairs with their verdicts."""
-    import duckdb
-
-    with duckdb.connect(config={"python_enable_replacements": False}) as catalog:
+    with locked_connection(run) as catalog:
         found = _rows(catalog, _SAMPLE, [duckdb_path(files.samples), key])
         captions = f"CREATE TABLE captions AS SELECT * FROM {_FILE} WHERE key = ?"
         catalog.execute(captions, [duckdb_path(files.captions), key])
@@ -102,7 +99,7 @@ def _in_round(
         create_pairs(catalog, policy, [{**files.manifest, "filters": list(files.filters)}])
         rows = _rows(catalog, "SELECT * FROM pairs ORDER BY source DESC, candidate, pair_id", [])
     if policy is not None and any(isinstance(rule, TopFraction) for rule in policy.rules) and rows:
-        with open_catalog(run) as whole:
+        with open_locked(run) as whole:
             rows = _rows(whole, f"SELECT * FROM pairs {_OF_SAMPLE}", [files.name, key])
     return (found[0] if found else None), rows
 
@@ -113,9 +110,7 @@ def _rows(catalog: duckdb.DuckDBPyConnection, sql: str, values: list[Any]) -> li
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def _telling(
-    number: int, row: Mapping[str, Any], ancestors: Mapping[str, str], labels: Mapping[str, str]
-) -> Telling:
+def _telling(number: int, row: Mapping[str, Any], ancestors: Mapping[str, str], labels: Labels) -> Telling:
     return Telling(
         round=number,
         pair_id=row["pair_id"],
@@ -131,7 +126,7 @@ def _telling(
         scores=_scores(row),
         keep=row["keep"],
         reason=row["reason"],
-        label=labels.get(row["pair_id"]),
+        label=labels.verdict(row["pair_id"], row["text"]),
     )
 
 
@@ -144,5 +139,5 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _ancestors(run: RunDir) -> dict[str, str]:
     """Return what each model of any round descends from, in words."""
-    with open_catalog(run, every_round=True) as catalog:
+    with open_locked(run, every_round=True) as catalog:
         return dict(catalog.execute(_ANCESTORS).fetchall())

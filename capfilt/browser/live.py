@@ -12,25 +12,29 @@ from typing import TYPE_CHECKING
 from capfilt.browser.previews import Live, Newest
 from capfilt.browser.shards import read_columns
 from capfilt.errors import CapfiltError
+from capfilt.provenance.lineage import rounds_of
 from capfilt.provenance.rundir import recorded_facts, stage_rows
 from capfilt.records import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
-    from capfilt.browser.shards import ShardFiles
+    from capfilt.browser.shards import ManifestReader, ShardFiles
     from capfilt.provenance.rundir import RunDir
 
 NEWEST = 12
 """Texts shown."""
 
 
-def live(run: RunDir, shards: Sequence[ShardFiles]) -> Live:
-    """Return where a run stands; `shards` are those that are committed."""
-    stages = stage_rows(run)
-    stage = stages[-1] if stages else None
+def live(run: RunDir, reader: Callable[[RunDir], ManifestReader]) -> Live:
+    """Return where a run stands, in the last round that began; `reader` gives that of a round's manifests."""
+    number, last = rounds_of(run)[-1]
+    # The first round's folder holds all of them.
     is_running = is_held(run)
+    shards = list(reader(last).shards().values())
+    stages = stage_rows(last)
+    stage = stages[-1] if stages else None
     refusals: Counter[str] = Counter()
     for shard in shards:
         refusals.update(shard.manifest["reasons"])
@@ -38,19 +42,20 @@ def live(run: RunDir, shards: Sequence[ShardFiles]) -> Live:
     status = None if stage is None else stage["status"]
     return Live(
         is_running=is_running,
+        round=number,
         stage=None if stage is None else stage["stage"],
         # Nobody is left who could end it.
         status="interrupted" if status == "running" and not is_running else status,
         detail="" if stage is None else stage["detail"],
         seconds=None if stage is None or ended is None else max(0.0, ended - stage["started"]),
         shards=len(shards),
-        shards_total=_shards_total(run),
+        shards_total=_shards_total(last),
         samples=sum(shard.manifest["samples_in"] for shard in shards),
         pictures=sum(shard.manifest["statuses"].get("ok", 0) for shard in shards),
         captions=sum(shard.manifest["rows"].get("captions", 0) for shard in shards),
-        images_per_second=_rate(stage, shards, run),
+        images_per_second=_rate(stage, shards, last),
         refusals=dict(refusals.most_common()),
-        newest=_newest(run, shards),
+        newest=_newest(last, shards),
     )
 
 

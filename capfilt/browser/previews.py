@@ -114,6 +114,8 @@ class Live:
 
     is_running: bool
     """Whether a process holds the run."""
+    round: int
+    """The last round that began: everything else is of this one."""
     stage: str | None
     """The stage that runs, or the last one; None before the first."""
     status: str | None

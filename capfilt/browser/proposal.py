@@ -102,7 +102,7 @@ class Proposal:
 
     @classmethod
     def read(cls, query: Iterable[tuple[str, str]]) -> Proposal:
-        """Return what `query` wrote; parameters of other names are passed over, CapfiltError for bad values."""
+        """Return what `query` wrote; other names are passed over, CapfiltError for bad values."""
         values: dict[str, Any] = {}
         known = {field.name for field in fields(cls)}
         for key, text in query:

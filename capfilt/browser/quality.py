@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from capfilt.browser.previews import Quality, Share
+from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.label_figures import Z95, Cell, precision_and_recall
 from capfilt.provenance.labels import Verdict, read_labels, text_digest
-from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.strata import UNSCORED, Strata, cut_strata, known_strata
 from capfilt.records import Source
 from capfilt.stages.evaluate.pairs import RIGHT

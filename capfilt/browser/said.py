@@ -1,8 +1,9 @@
-"""What people said of texts, beside the rows in memory: read anew when the file of labels or the rows change."""
+"""What people said of texts, beside the rows in memory; read anew when labels or rows change."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,6 @@ from capfilt.browser.quality import Said
 from capfilt.provenance.labels import read_labels, text_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from capfilt.browser.store import Store
     from capfilt.browser.trials import Trials
     from capfilt.provenance.labels import Label
@@ -86,10 +85,15 @@ class Labels:
                 self._said = (state, Said.of(self.store, columns, own))
             return self._said[1]
 
-    def by_pair(self) -> Mapping[str, str]:
-        """Return what was said last, by pair_id."""
-        with self._lock:
-            return {name: label.verdict.value for name, label in self._newest.items()}
+    def verdict(self, pair_id: str, text: str | None) -> str | None:
+        """Return what was said last of a text; None where nobody looked at this very text."""
+        label = self._newest.get(pair_id)
+        is_fresh = label is not None and label.text_sha256 == text_digest(text or "")
+        return label.verdict.value if label is not None and is_fresh else None
+
+    def counts(self) -> dict[str, int]:
+        """Return how many pairs have each verdict as the newest."""
+        return dict(Counter(label.verdict.value for label in self._newest.values()))
 
     def _file_stamp(self) -> tuple[int, ...] | None:
         stamps: list[int] = []

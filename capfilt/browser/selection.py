@@ -67,7 +67,7 @@ class Selection:
     label: str | None = None
     """match, mismatch or unsure, as a person said; none: nobody said anything."""
     order: str = INPUT_ORDER
-    """input: as the shards hold them; random; or a column of scores, by a picture's best text that is shown."""
+    """input: as the shards hold them; random; or a column of scores, by the text that puts it first."""
     descending: bool = True
     """Whether the highest score comes first; other orders know one direction."""
     seed: int = 0
@@ -86,6 +86,9 @@ class Selection:
                 raise CapfiltError(f"{name} is {value!r}", fix=f"name one of {', '.join(known)}")
         if self.order not in (INPUT_ORDER, RANDOM_ORDER):
             Range(self.order)
+        for name in ("shard", "words", "substring"):
+            # As the record has what UTF-8 cannot say.
+            object.__setattr__(self, name, _stored(getattr(self, name)))
         if max(len(self.words), len(self.substring)) > _MOST_CHARACTERS:
             raise CapfiltError(
                 f"a text of more than {_MOST_CHARACTERS:,} characters is looked for", fix="give a shorter one"
@@ -96,6 +99,12 @@ class Selection:
         """The columns of scores that are named, each once."""
         ordered = () if self.order in (INPUT_ORDER, RANDOM_ORDER) else (self.order,)
         return tuple(dict.fromkeys((*ordered, *(one.column for one in self.ranges))))
+
+    @property
+    def asks_of_texts(self) -> bool:
+        """Whether what is shown, or how many, depends on the texts of samples and not on these alone."""
+        asked = (self.source, self.reason, self.words, self.substring, self.verdict, self.label)
+        return any((*asked, self.ranges, self.columns))
 
     def query(self) -> list[tuple[str, str]]:
         """Return the selection as the parameters of a link; what is left out has its usual value."""
@@ -114,7 +123,7 @@ class Selection:
 
     @classmethod
     def read(cls, query: Iterable[tuple[str, str]]) -> Selection:
-        """Return what `query` wrote; parameters of other names are passed over, CapfiltError for bad values.
+        """Return what `query` wrote; other names are passed over, CapfiltError for bad values.
 
         An empty value is the usual one, as forms send it. A range may come as `range=itm:0.2:0.5`, or as
         two fields, `itm.low=0.2` and `itm.high=0.5`.
@@ -143,12 +152,8 @@ class Selection:
 
 
 def _selection(values: Mapping[str, str], ranges: tuple[Range, ...]) -> Selection:
-    texts = {
-        name: values[name]
-        for name in ("source", "reason", "shard", "words", "substring", "verdict", "label", "order")
-        if name in values
-    }
-    found = Selection(**texts, ranges=ranges)
+    names = ("source", "reason", "shard", "words", "substring", "verdict", "label", "order")
+    found = Selection(ranges=ranges).at(**{name: values[name] for name in names if name in values})
     if "descending" in values:
         found = found.at(descending=values["descending"] not in ("0", "false"))
     if "seed" in values:
@@ -157,8 +162,12 @@ def _selection(values: Mapping[str, str], ranges: tuple[Range, ...]) -> Selectio
 
 
 def _range(text: str) -> Range:
-    column, low, high = (text.split(":") + ["", ""])[:3]
+    column, low, high = [*text.split(":"), "", ""][:3]
     return Range(column, *(_float(column, bound) if bound else None for bound in (low, high)))
+
+
+def _stored(text: str | None) -> str | None:
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """The committed files of a run as arrays: what is compared, counted and sorted, and nothing else.
 
-Every row has a number that no later commit changes: the shard's ordinal above, the row in its file below. Rows
-of two files are brought together by key and by pair_id as the record has them, whatever their order.
+Every row has a number that no later commit changes: the shard's ordinal above, the row in its file below.
+Rows of two files are brought together by key and by pair_id, as the record has them, whatever their order.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _by_ordinal(run: RunDir, manifests: list[dict[str, Any]]) -> dict[int, Shard
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The texts of one shard with what was measured of them, a row a pair, by samples and then by captions."""
+    """The texts of one shard with what was measured of them: a row a pair, by samples, then by captions."""
 
     numbers: NDArray[np.int64]
     sample: NDArray[np.int64]

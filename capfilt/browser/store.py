@@ -1,21 +1,21 @@
 """A run's rows in memory: DuckDB for what is searched, arrays for what is judged.
 
-Samples are there at once, texts and scores shard after shard from a thread behind, so that the first page needs
-the first shard alone. DuckDB is told to reach no file but those of the run, and its configuration is locked,
-before anything of the run is read.
+Samples are there at once, texts and scores shard after shard from a thread behind, so that the first page
+needs the first shard alone. DuckDB reaches no file but the record of the run (see locked.py).
 """
 
 from __future__ import annotations
 
-import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from capfilt.browser.columns import Columns, joined
+from capfilt.browser.locked import locked_connection
 from capfilt.browser.shards import ROW_BITS, ManifestReader, ShardFiles, ShardRows, read_rows
+from capfilt.errors import CapfiltError
 from capfilt.provenance.catalog import duckdb_path
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _SAMPLES = f"""
 _PLANTED = f"""
     INSERT INTO planted
     SELECT (split_part(parse_filename(filename), '-', 1)::BIGINT << {ROW_BITS}) + file_row_number,
-        json_extract_string(metadata, $path) AS kind
+        CASE WHEN json_valid(metadata) THEN json_extract_string(metadata, $path) END AS kind
     FROM read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false)
     WHERE kind IS NOT NULL
 """
@@ -78,6 +78,7 @@ class Store:
         self._loaded: dict[int, ShardRows] = {}
         self._error: BaseException | None = None
         self._loader: threading.Thread | None = None
+        self._is_loading = False
         self._closed = False
         self._columns: tuple[int, Columns] | None = None
         self._physical: dict[Column, str] = {}
@@ -109,6 +110,8 @@ class Store:
             )
             if self._error is not None:
                 raise self._error
+            if self._closed:
+                raise RuntimeError("the view of the run is closed")
 
     @property
     def is_complete(self) -> bool:
@@ -166,7 +169,7 @@ class Store:
                 or ordinal not in self.shards
                 or found[ordinal].signature != self.shards[ordinal].signature
             ]
-            if not changed:
+            if not changed and self._error is None:
                 return False
             new = [found[ordinal] for ordinal in sorted(changed) if ordinal in found]
             with self.cursor() as cursor, _transaction(cursor):
@@ -178,8 +181,9 @@ class Store:
                     self._loaded.pop(ordinal, None)
                 self.shards = found
                 self.version += 1
+                self._error = None
         self._load_behind()
-        return True
+        return bool(changed)
 
     def replace_labels(self, told: Sequence[tuple[int, str]]) -> None:
         """Have the table `labels` hold these verdicts of people, by the numbers of pairs, and no others."""
@@ -210,8 +214,9 @@ class Store:
         cursor.execute(_SAMPLES, [files])
         if not self._has_planted:
             found = cursor.execute(
-                "SELECT count(*) FROM (SELECT metadata FROM read_parquet(?) LIMIT ?)"
-                " WHERE json_exists(metadata, ?)",
+                "SELECT count(*) FROM (SELECT metadata "
+                "FROM read_parquet(?, hive_partitioning = false) LIMIT ?) "
+                "WHERE CASE WHEN json_valid(metadata) THEN json_exists(metadata, ?) ELSE false END",
                 [files[:1], _LOOKED_THROUGH, _json_path(self.kind_field)],
             ).fetchone()
             self._has_planted = found is not None and found[0] > 0
@@ -220,30 +225,52 @@ class Store:
     def _load_behind(self) -> None:
         """Have a thread load what is not loaded; one at a time does."""
         with self._state:
-            if self._loader is not None and self._loader.is_alive():
+            if self._is_loading:
                 return
+            self._is_loading = True
             self._loader = threading.Thread(target=self._load, daemon=True, name="capfilt-load")
             self._loader.start()
 
     def _load(self) -> None:
         try:
-            while (waiting := self._next_shards()) and not self._closed:
-                with ThreadPoolExecutor(_READERS) as pool:
-                    for shard, rows in zip(waiting, pool.map(read_rows, waiting), strict=True):
-                        if self._closed:
-                            return
-                        self._insert(shard, rows)
+            with ThreadPoolExecutor(_READERS) as pool:
+                while waiting := self._next_shards():
+                    for shard, reading in [(shard, pool.submit(read_rows, shard)) for shard in waiting]:
+                        self._take(shard, reading)
         except BaseException as error:  # noqa: BLE001  # raised in whoever waits for it
             with self._state:
-                self._error = error
+                self._error, self._is_loading = error, False
         finally:
             with self._state:
                 self._state.notify_all()
 
+    def _take(self, shard: ShardFiles, reading: Future[ShardRows]) -> None:
+        """Add the pairs of a shard that is being read."""
+        try:
+            rows = reading.result()
+        except Exception:
+            if not self._was_replaced(shard):
+                raise
+            with self._state:  # the next refresh finds it as it is then
+                self.shards = {o: one for o, one in self.shards.items() if one is not shard}
+            return
+        if not self._closed:
+            self._insert(shard, rows)
+
+    def _was_replaced(self, shard: ShardFiles) -> bool:
+        """Return whether the files that could not be read are no longer those of the run."""
+        try:
+            now = ManifestReader(self.run).shards().get(shard.ordinal)
+        except CapfiltError:
+            return False
+        return now is None or now.signature != shard.signature
+
     def _next_shards(self) -> list[ShardFiles]:
+        """Return some shards that are to be loaded; where there is none the loader ends."""
         with self._state:
             waiting = [shard for ordinal, shard in self.shards.items() if ordinal not in self._loaded]
-            return waiting[: _AHEAD * _READERS]
+            self._is_loading = bool(waiting) and not self._closed
+            return waiting[: _AHEAD * _READERS] if self._is_loading else []
 
     def _insert(self, shard: ShardFiles, rows: ShardRows) -> None:
         """Add the pairs of a shard, unless it was committed anew in the meantime."""
@@ -289,7 +316,7 @@ class Store:
 
 def open_store(run: RunDir, *, kind_field: str) -> Store:
     """Return the rows of what is committed now, texts and scores still being loaded."""
-    store = Store(run, kind_field, _locked_connection(run), ManifestReader(run))
+    store = Store(run, kind_field, locked_connection(run), ManifestReader(run))
     try:
         store.connection.execute(_TABLES)
         store.refresh()
@@ -297,26 +324,6 @@ def open_store(run: RunDir, *, kind_field: str) -> Store:
         store.close()
         raise
     return store
-
-
-def _locked_connection(run: RunDir) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB in memory that reaches the run's provenance and no other file, for good."""
-    import duckdb
-
-    connection = duckdb.connect(
-        config={
-            "temp_directory": tempfile.gettempdir() + "/capfilt-browse",
-            "python_enable_replacements": False,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-        }
-    )
-    folders = {duckdb_path(run.provenance, escaped=escaped) for escaped in (True, False)}
-    listed = ", ".join("'" + folder.replace("'", "''") + "'" for folder in sorted(folders))
-    connection.execute(f"SET allowed_directories = [{listed}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
 
 
 @contextmanager

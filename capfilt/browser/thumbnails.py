@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LEAST_PX, MOST_PX = 32, 1024
 _MOST_BYTES = 64 << 20
 """JPEGs that are kept in memory, all together."""
+_DECODED_AT_ONCE = 4
 _QUALITY = 85
 _PAPER, _INK = (236, 236, 236), (64, 64, 64)
 _GONE = "its shard is gone or was changed"
@@ -67,11 +68,13 @@ class Thumbnails:
         max_pixels: int = Input().max_pixels,
         most_bytes: int = _MOST_BYTES,
     ) -> None:
-        """`where` finds the picture of a sample by shard and key; larger ones than `max_pixels` are refused."""
+        """`where` finds a sample's picture by shard and key; one of more than `max_pixels` is refused."""
         self._where, self._max_pixels, self._most_bytes = where, max_pixels, most_bytes
         self._kept: OrderedDict[tuple[Picture, int], Thumbnail] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        # A large picture takes hundreds of megabytes while it is decoded.
+        self._decoding = threading.BoundedSemaphore(_DECODED_AT_ONCE)
 
     @property
     def bytes_kept(self) -> int:
@@ -112,7 +115,8 @@ class Thumbnails:
         except (CapfiltError, OSError):
             return refused("missing_shard", px, _GONE)
         try:
-            return Thumbnail(_small(data, self._max_pixels, px), None, "")
+            with self._decoding:
+                return Thumbnail(_small(data, self._max_pixels, px), None, "")
         except RefusedImage as error:
             return refused(picture.refusal or error.reason.value, px)
 

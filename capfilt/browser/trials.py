@@ -103,7 +103,10 @@ class Trials:
         found = [Measure(score) for score in BEST_FIRST if (own, score) in measured]
         further = [digest for digest in self.store.filters if digest != own and is_digest(digest)]
         return found + [
-            Measure(score, digest) for digest in further for score in BEST_FIRST if (digest, score) in measured
+            Measure(score, digest)
+            for digest in further
+            for score in BEST_FIRST
+            if (digest, score) in measured
         ]
 
     def physical(self, policy: Policy | None) -> dict[str, str | None]:
@@ -146,7 +149,7 @@ class Trials:
 
     @contextmanager
     def table(self, policy: Policy) -> Iterator[str]:
-        """Yield the name of a table of `number` and `code` with a policy's verdicts; it lasts for the block."""
+        """Yield the name of a table of `number` and `code`, a policy's verdicts; it lasts for the block."""
         with self._lock:
             trial = self._trial(policy)
             if trial.table is None:
@@ -189,10 +192,9 @@ class Trials:
 
     def _let_go(self) -> None:
         """Drop the oldest verdicts beyond those that are kept, and those of rows that are no more."""
+        newest = next(reversed(self._kept.values())).columns
         for key, trial in list(self._kept.items()):
-            if len(self._kept) <= _MOST:
-                return
-            if trial.users:
+            if trial.users or (trial.columns is newest and len(self._kept) <= _MOST):
                 continue
             del self._kept[key]
             if trial.table is not None:

@@ -107,7 +107,8 @@ class Verdicts:
     @cached_property
     def keep(self) -> Mask:
         """Which pairs are kept."""
-        return self.codes == _KEPT
+        kept: Mask = self.codes == _KEPT
+        return kept
 
 
 def judge(policy: Policy, pairs: Pairs) -> Verdicts:

@@ -11,7 +11,7 @@ from capfilt.browser.cards import Grid
 from capfilt.browser.history import history
 from capfilt.browser.previews import Applied
 from capfilt.browser.said import Labels
-from capfilt.browser.shards import ROW_BITS
+from capfilt.browser.shards import ROW_BITS, ManifestReader
 from capfilt.browser.store import open_store
 from capfilt.browser.thumbnails import Picture, Thumbnail, Thumbnails, max_pixels_of
 from capfilt.browser.trials import Trials
@@ -51,6 +51,7 @@ class RunView:
     def __post_init__(self) -> None:
         self._thumbnails = Thumbnails(self.picture, max_pixels=max_pixels_of(self.run))
         self._refreshing = threading.Lock()
+        self._readers = {self.run.path: self.store.manifests}
 
     @classmethod
     def open(cls, run: RunDir, *, kind_field: str = "noise_kind") -> RunView:
@@ -92,12 +93,12 @@ class RunView:
         CapfiltError for a shard or a column that is not there, and for a page of more than 500 pictures.
         """
         offset, limit = grid.checked(offset, limit)
-        self._labels.write_table()
         policy = self.trials.policy_of(proposal)
-        found = grid.asked(selection, self.store, self.trials.physical(policy))
-        if found.of_texts or found.reads_samples or selection.columns:
+        if selection.asks_of_texts:
             self.store.wait()
-            found = grid.asked(selection, self.store, self.trials.physical(policy))
+        found = grid.asked(selection, self.store, self.trials.physical(policy))
+        if selection.label is not None:
+            self._labels.write_table()
         if not found.reads_verdicts:
             return self._grid(selection, offset, limit, policy, None)
         if policy is None:
@@ -108,7 +109,7 @@ class RunView:
     def _grid(
         self, selection: Selection, offset: int, limit: int, policy: Policy | None, table: str | None
     ) -> Grid:
-        page = grid.Page(self.store, self.trials.physical(policy), table)
+        page = grid.Page(self.store, self.trials.physical(policy), table, self._labels)
         fits = selection.at(order="input", descending=True, seed=0)
         digest = policy.digest if policy is not None and table is not None else None
         name = (self.store.version, fits, repr(page.columns), digest)
@@ -116,7 +117,7 @@ class RunView:
         self._remember(name, counted)
         judged = self.trials.verdicts_of(policy, {sample >> ROW_BITS for sample in samples})
         # Columns of scores come with the rows that have them.
-        page = grid.Page(self.store, self.trials.physical(policy), table)
+        page = grid.Page(self.store, self.trials.physical(policy), table, self._labels)
         rows = grid.cards(samples, selection, page, *judged)
         return Grid(rows, total=counted[0], texts=counted[1], offset=offset, limit=limit)
 
@@ -128,7 +129,7 @@ class RunView:
 
     def history(self, shard: str, key: str) -> History:
         """Return what every round wrote and decided of one sample; CapfiltError where there is none."""
-        return history(self.run, shard, key, self._labels.by_pair())
+        return history(self.run, shard, key, self._labels, self._reader)
 
     def preview(self, proposal: Proposal) -> Preview:
         """Return what a proposal would keep; one without rules is the policy in force.
@@ -151,8 +152,12 @@ class RunView:
         )
 
     def live(self) -> Live:
-        """Return where the run stands, read anew from its files."""
-        return live.live(self.run, list(self.store.manifests.shards().values()))
+        """Return where the run stands, in its last round, read anew from its files."""
+        return live.live(self.run, self._reader)
+
+    def _reader(self, run: RunDir) -> ManifestReader:
+        """Return the reader of a round's manifests, which knows those that it has read."""
+        return self._readers.setdefault(run.path, ManifestReader(run))
 
     def picture(self, shard: str, key: str) -> Picture:
         """Return where a sample's picture lies; CapfiltError where there is no such sample."""
