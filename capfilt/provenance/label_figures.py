@@ -157,8 +157,8 @@ def _lowest(cells: Sequence[tuple[int, float, float]]) -> float:
             variance += weight**2 * drawn * (1 - drawn) / count
         return most - total > Z95 * math.sqrt(variance)
 
-    if most <= 0 or all(math.isinf(count) for _, count, _ in cells):
-        return most
+    if all(share == 0 or math.isinf(count) for _, count, share in cells):
+        return most  # Nothing that is uncertain could be lower.
     refused = 1.0
     while not is_refused(refused):
         refused *= 4
