@@ -80,7 +80,8 @@ def passing_chart(one: Calibrated) -> Panel:
         steps = [low + (high - low) * step / _STEPS for step in range(_STEPS + 1)]
         for key, words, colour, dash in kinds:
             shares = [_share(one.values[key], step) for step in steps]
-            line(axes, steps, shares, color=colour, linestyle=dash, linewidth=1.7, label=words)
+            label = words.removesuffix(" captions")
+            line(axes, steps, shares, color=colour, linestyle=dash, linewidth=1.7, label=label)
         if one.threshold is not None:
             upright_threshold(axes, one.threshold)
             for key, _, colour, _ in kinds:
@@ -94,7 +95,7 @@ def passing_chart(one: Calibrated) -> Panel:
                 )
         axes.set_xlabel(f"threshold of {name}")
         axes.set_title("share that passes", color=QUIET, fontsize=8.5)
-        axes.legend(fontsize=8)
+        drawn.legend(axes)
         plain_numbers(axes)
         at = (
             ""

@@ -83,7 +83,7 @@ def loss_chart(curve: Curve) -> Panel:
             axes.axvline(start, color="#9A9A9A", linewidth=0.8)
             write(axes, shown(phase, 12), (start, axes.get_ylim()[1]), move=(3, -8))
         axes.set_xlabel("optimizer steps")
-        axes.legend(fontsize=8)
+        drawn.legend(axes)
         axes.margins(x=0.02, y=0.1)
         plain_numbers(axes)
         ends = ", ".join(

@@ -70,6 +70,12 @@ class Sheet:
     def __init__(self, figure: Figure) -> None:
         self.figure = figure
 
+    def legend(self, axes: Axes) -> None:
+        """Write what the lines are above the drawing, where no line runs through the words."""
+        lines, names = axes.get_legend_handles_labels()
+        style: dict[str, Any] = {"handlelength": 1.8, "columnspacing": 1.2, "borderpad": 0.1, "fontsize": 8}
+        self.figure.legend(lines, names, loc="outside upper left", ncols=len(lines), **style)
+
     def panel(self, name: str, title: str, *, alt: str, table: Table, note: str = "") -> Panel:
         """Return the finished panel; `name` is unique on the page, and `alt` says what there is to see."""
         return Panel(title, svg(self.figure, name, f"{title}. {alt}"), table, note)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from capfilt.data.images import RefusedImage, decode, flattened
 from capfilt.data.sources import read_bytes
 from capfilt.errors import CapfiltError
@@ -44,8 +46,8 @@ class Place:
 class Picture:
     """A picture as the page shows it, or why it does not."""
 
-    url: str
-    """A data URL; empty where there is no picture."""
+    url: Markup
+    """A data URL, which holds nothing to escape; empty where there is no picture."""
     width: int
     height: int
     is_small: bool = False
@@ -73,7 +75,7 @@ def picture(place: Place, most_bytes: int) -> Picture:
 
 
 def _none(problem: str) -> Picture:
-    return Picture("", 0, 0, problem=problem)
+    return Picture(Markup(), 0, 0, problem=problem)
 
 
 def _shown(image: Image, most_bytes: int) -> Picture:
@@ -89,6 +91,10 @@ def _shown(image: Image, most_bytes: int) -> Picture:
             small.info.clear()
             small.save(out, "JPEG", quality=quality, optimize=True)
             if out.tell() <= most_bytes or side <= _SMALL_PX // 4:
-                url = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-                return Picture(url, small.width, small.height, is_small)
+                return Picture(_data_url(out.getvalue()), small.width, small.height, is_small)
         side //= 2
+
+
+def _data_url(jpeg: bytes) -> Markup:
+    # Letters, digits and + / = alone.
+    return Markup("data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii"))
