@@ -21,6 +21,9 @@ MOST_REPEATED = 5
 """Texts of a source that are named."""
 MOST_WORDS = 4
 """n of the longest n-gram that is counted, and words of the longest sequence that is seen to loop."""
+READ = 200
+"""Words of a text that are looked through for sequences: a stranger's text may have fifty thousand, and the
+work grows with their square."""
 TIMES = 3
 """How often in a row a sequence must stand to be a loop."""
 
@@ -56,7 +59,7 @@ class Diversity:
     captions: int
     """Texts that were drawn: those with the least pair_id, which is a digest."""
     total: int
-    """Sequences of n words, lower-cased, within texts."""
+    """Sequences of n words, lower-cased, in the first READ words of each text."""
     distinct: int
 
     @property
@@ -91,7 +94,8 @@ class Degenerate:
     source: str
     kind: str
     """empty: no word; loop: the same one to four words three times in a row; prompt_echo: the first words
-    of its prompt, two to four of them, stand in the text, of which the prompt is no part."""
+    of its prompt, two to four of them, stand in the text, of which the prompt is no part. The first READ
+    words of a text are looked at."""
     captions: int
     examples: tuple[DegenerateText, ...]
     """The first by pair_id."""
@@ -183,7 +187,7 @@ _REPEATED = """
 # A digest of 64 bits stands for a sequence: of a million different ones, two meet once in forty million runs.
 _WORDS_DRAWN = f"""
     WITH words AS (
-        SELECT regexp_extract_all(lower(coalesce(text, '')), '{WORD}') AS word
+        SELECT regexp_extract_all(lower(coalesce(text, '')), '{WORD}')[:{READ}] AS word
         FROM (SELECT text FROM captions WHERE source = ? ORDER BY pair_id LIMIT ?)
     )
 """
@@ -222,7 +226,7 @@ _ECHO = f"""
 """
 _DEGENERATE = f"""
     WITH split AS (
-        SELECT source, pair_id, regexp_extract_all(lower(coalesce(text, '')), '{WORD}') AS word,
+        SELECT source, pair_id, regexp_extract_all(lower(coalesce(text, '')), '{WORD}')[:{READ}] AS word,
             regexp_extract_all(lower(coalesce(prompt, '')), '{WORD}') AS asked
         FROM captions
     ),
