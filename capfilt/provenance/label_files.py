@@ -36,7 +36,7 @@ _LONGEST_CELL = 1 << 27
 
 def label_records(run: RunDir) -> list[dict[str, str]]:
     """Return every label of the run, those taken back too, each with what the run says of its pair."""
-    return _with_captions(run, [_plain(label) for label in read_labels(run, every=True)])
+    return _with_captions(run, [record_of(label) for label in read_labels(run, every=True)])
 
 
 def draw_records(run: RunDir, draw: Draw) -> list[dict[str, str]]:
@@ -123,7 +123,7 @@ def _captions(run: RunDir, pair_ids: Iterable[str]) -> dict[str, dict[str, str]]
     return {pair: dict(zip(FOR_PEOPLE, map(str, values), strict=True)) for pair, *values in rows}
 
 
-def _plain(label: Label) -> dict[str, str]:
+def record_of(label: Label) -> dict[str, str]:
     return {
         "pair_id": label.pair_id,
         "verdict": label.verdict.value,

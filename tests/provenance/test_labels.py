@@ -252,9 +252,7 @@ def test_the_threshold_of_another_score_can_be_asked_for(judged: RunDir) -> None
     assert threshold_for(judged, 0.7, score="itc").score == "itc"
 
 
-def test_a_threshold_without_labels_or_scores_is_the_users_error(
-    judged: RunDir, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_threshold_without_labels_or_scores_is_the_users_error(judged: RunDir, tmp_path: Path) -> None:
     with pytest.raises(CapfiltError, match="no labelled pair"):
         threshold_for(judged, 0.9)
     unscored = RunDir.create(tmp_path / "unscored")
