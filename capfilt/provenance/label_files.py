@@ -124,6 +124,7 @@ def _captions(run: RunDir, pair_ids: Iterable[str]) -> dict[str, dict[str, str]]
 
 
 def record_of(label: Label) -> dict[str, str]:
+    """Return a label as texts, by column."""
     return {
         "pair_id": label.pair_id,
         "verdict": label.verdict.value,

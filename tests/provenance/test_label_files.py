@@ -17,6 +17,7 @@ from capfilt.provenance.label_files import (
     import_labels,
     label_records,
     read_label_table,
+    record_of,
 )
 from capfilt.provenance.labels import Label, Verdict, add_labels, draw_sample, read_labels
 from capfilt.records import Source
@@ -79,8 +80,6 @@ def test_labels_go_to_another_copy_of_the_run_as_they_are(
 )
 def test_whatever_a_person_wrote_comes_back_through_a_file(who: str, note: str, when: float) -> None:
     label = Label("p", Verdict.MISMATCH, who, when, note=note, draw="d", text_sha256="e")
-    from capfilt.provenance.label_files import record_of
-
     record = {**dict.fromkeys(("source", "text", "shard", "key"), ""), **record_of(label)}
     file = io.StringIO(newline="")
     csv.writer(file).writerows(cells([record]))
