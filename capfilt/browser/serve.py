@@ -18,6 +18,9 @@ from capfilt.errors import CapfiltError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import uvicorn
+    from starlette.types import ASGIApp
+
     from capfilt.provenance.rundir import RunDir
 
 ADDRESS = "127.0.0.1"
@@ -34,30 +37,36 @@ def serve(run: RunDir, *, port: int, is_listening: Callable[[str], None]) -> Non
     where a browser sends it to nobody: it stands in no log, and the page takes it out of the address bar.
     CapfiltError where the run cannot be opened or the port is taken.
     """
-    import uvicorn
-
     from capfilt.browser.app import create_app
 
     token = secrets.token_urlsafe(24)
     app = create_app(run, token)
     with listening(port) as listener:
         is_listening(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
-        config = uvicorn.Config(
+        try:
+            server_of(app).run(sockets=[listener])
+        except KeyboardInterrupt:
+            # How a page ends that is no longer looked at.
+            return
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """Return what serves the page: HTTP alone, nothing logged but defects, and no word of a proxy believed."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
             app,
             lifespan="on",
             http="h11",
+            ws="none",
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            ws="none",
             timeout_graceful_shutdown=_LEAVING_S,
         )
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            # How a page ends that is no longer looked at.
-            return
+    )
 
 
 def open_browser(address: str) -> bool:

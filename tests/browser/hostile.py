@@ -28,10 +28,11 @@ TEXTS = {
     "turned": "a \u202etxet denrut\u202c and \u2067more\u2069",
     "null": "a null \x00 byte",
     "formula": '=HYPERLINK("https://example.org","a cat")',
-    "long": "longword" * 12_500,
+    "long": "longword" * 1_249,
+    "longer": "longword" * 12_500,
 }
-"""By the key of their sample."""
-KEYS = ('<b onclick="window.owned=1">key', 'a key\'s "quotes" & <signs>', "..%2f..%2fkey")
+"""By the key of their sample; the last one is longer than texts that are read."""
+KEYS = ("<b onclick='window[`owned`]=1'>key", 'a key\'s "quotes" & <signs>', "%2e%2e%2fkey")
 """Keys that are hostile themselves."""
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
 

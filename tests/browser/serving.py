@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-import uvicorn
-
 from capfilt.browser.app import create_app
-from capfilt.browser.serve import listening
+from capfilt.browser.pages import address
+from capfilt.browser.serve import listening, server_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -53,6 +52,10 @@ class Served:
     def address_to_write(self) -> str:
         return f"{self.address}#token={TOKEN}"
 
+    def ask_address(self, path: str, **query: object) -> str:
+        """The whole address of a path with a query."""
+        return f"{self.address.rstrip('/')}{address(path, **query)}"
+
     def ask(
         self, path: str, *, method: str = "GET", body: str | bytes | None = None, **headers: str | None
     ) -> Answer:
@@ -91,8 +94,7 @@ class Served:
 @contextmanager
 def served(run: RunDir) -> Iterator[Served]:
     """Serve the page of a run in a thread, on a free port."""
-    config = uvicorn.Config(create_app(run, TOKEN), lifespan="on", log_level="critical", ws="none")
-    server = uvicorn.Server(config)
+    server = server_of(create_app(run, TOKEN))
     with listening(0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

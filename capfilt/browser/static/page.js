@@ -68,11 +68,10 @@
     }
   });
 
+  /* What was wrong is over once something worked; what was done is read until something else is begun. */
   document.addEventListener("htmx:after:swap", (event) => {
-    const { target, response } = event.detail.ctx ?? {};
-    const notice = document.getElementById("notice");
-    if (notice && response?.status < 400 && target !== notice && !event.detail.ctx.hx?.retarget) {
-      notice.replaceChildren();
+    if (event.detail.ctx?.response?.status < 400) {
+      document.querySelector("#notice .wrong")?.remove();
     }
   });
 
@@ -97,6 +96,7 @@
   document.addEventListener(
     "input",
     (event) => {
+      document.querySelector("#notice .done")?.remove();
       const moved = event.target;
       if (moved.matches?.("input[type=range][data-number]")) {
         const number = numberOf(moved);
