@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_run import HOSTILE
@@ -69,3 +72,60 @@ def test_a_console_in_a_pipe_prints_no_colour() -> None:
     file = io.StringIO()
     terminal(file).print("12 done: 'yes'", style="bold red")
     assert file.getvalue() == "12 done: 'yes'\n"
+
+
+HOSTILE_PIECES = (
+    *("\x1b]0;owned\x07", "\x1b[2J", "\x1b[8m", "\x9b31m", "\x1b]8;;http://evil.example\x1b\\"),
+    *("\x1b]52;c;eA==\x07", "\0", "\r", "\n", "\t", "\b", "\x7f", "\x85", "\u2028", "\u2029"),
+    *("\ufeff", "\u200b", "\u00ad", "\ud800", "\u180e", "\U000e0041", "\ufff9", "\ue000", *DIRECTION_MARKS),
+    *("[red]", "[/red]", "[/]", "[link=http://evil.example]", ":smile:", "[bold red on blue]", "\\[", "\\"),
+    *("e" + "\u0301" * 9, "\u05d0", "\u0627", "<script>", "w" * 1000, "=HYPERLINK(1)", " ", "a", "\uac00"),
+    "\U0001f600",
+)
+hostile_texts = st.lists(st.sampled_from(HOSTILE_PIECES) | st.text(max_size=3), max_size=12).map("".join)
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Screen(io.StringIO):
+    """A file that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def obeyed(shown: str) -> list[str]:
+    """Characters that a terminal obeys rather than shows: controls, and marks that turn the direction."""
+    return [
+        character
+        for character in shown
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        or unicodedata.bidirectional(character)
+        in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    ]
+
+
+@given(hostile_texts, st.none() | st.integers(0, 30))
+def test_no_control_character_and_no_mark_of_direction_passes(text: str, most: int | None) -> None:
+    assert obeyed(visible(text, most)) == []
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+@given(text=hostile_texts, width=st.integers(20, 120))
+def test_in_a_table_of_any_width_a_terminal_is_given_no_order_but_our_colours(
+    is_terminal: bool, text: str, width: int
+) -> None:
+    file = Screen() if is_terminal else io.StringIO()
+    console = terminal(file, width=width)
+    table = Table("head", header_style="bold")
+    table.add_row(visible(text, 500))
+    console.print(table)
+    shown = file.getvalue()
+    assert obeyed(COLOURS.sub("", shown).replace("\n", "")) == []
+    if not is_terminal:
+        assert "\x1b" not in shown
+
+
+def test_a_word_of_100_kb_is_cut_before_it_is_looked_at() -> None:
+    assert visible("w" * 100_000, 20) == "w" * 17 + "..."
+    assert visible("\x1b" * 100_000, 20) == "\\x1b" * 4 + "\\..."
