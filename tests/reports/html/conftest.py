@@ -35,9 +35,9 @@ FLAGS = (
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run of 48 pictures that lie in a shard, and three samples whose shard is gone; it is only read."""
-    from pictured_run import pictured_run
+    from noise_run import noise_run
 
-    return pictured_run(tmp_path_factory.mktemp("pictured") / "run")
+    return noise_run(tmp_path_factory.mktemp("pictured") / "run")
 
 
 @pytest.fixture(scope="session")

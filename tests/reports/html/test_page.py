@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import PIL.Image
 import pytest
 from made_run import HOSTILE, made_run, started_run
-from pictured_run import THRESHOLD, pictured_run
+from noise_run import THRESHOLD, noise_run
 from read_page import Page, number, read_page
 
 from capfilt.errors import CapfiltError
@@ -234,7 +234,7 @@ def test_the_draw_is_that_of_the_recorded_seed(run: RunDir, html: str) -> None:
 
 
 def test_a_fraction_has_a_border_too(tmp_path: Path) -> None:
-    run = pictured_run(tmp_path / "run", samples=20)
+    run = noise_run(tmp_path / "run", samples=20)
     write_policy(run, Policy((TopFraction(0.5, "itm"),), "f" * 64))
     html = render(run)
     best_dropped = sql(
@@ -251,7 +251,7 @@ def test_captions_that_come_again_and_again_are_counted(tmp_path: Path) -> None:
             return f"text {number}"
         return "a dog a dog a dog a dog" if number % 2 else "a cat"
 
-    page = read_page(render(pictured_run(tmp_path / "run", samples=20, text=text)))
+    page = read_page(render(noise_run(tmp_path / "run", samples=20, text=text)))
     times = "\N{MULTIPLICATION SIGN}"
     assert f"10 {times} a cat" in page.text
     assert f"10 {times} a dog a dog a dog a dog" in page.text
@@ -336,7 +336,7 @@ def test_a_page_of_large_noisy_pictures_and_endless_words_stays_below_its_limit(
     def text(source: Source, number: int) -> str:
         return f"{source}{number} " + "longword" * 12_500
 
-    run = pictured_run(tmp_path / "run", samples=60, size=(320, 240), text=text)
+    run = noise_run(tmp_path / "run", samples=60, size=(320, 240), text=text)
     written = write_report(run, tmp_path / "report.html")
     assert written.bytes == (tmp_path / "report.html").stat().st_size
     assert written.bytes < MOST_BYTES
@@ -356,7 +356,7 @@ def test_strangers_words_are_shown_and_are_no_markup(tmp_path: Path) -> None:
         "a null \x00 byte, a lone \x85 and \u2066turned\u2069 words",
         '=HYPERLINK("https://example.org","a")',
     )
-    run = pictured_run(tmp_path / "run", samples=24, text=lambda _, number: texts[number % len(texts)])
+    run = noise_run(tmp_path / "run", samples=24, text=lambda _, number: texts[number % len(texts)])
     html = render(run)
     page = read_page(html)
     assert {element.tag for element in page.elements} & ACTIVE == set()

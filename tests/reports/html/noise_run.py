@@ -34,7 +34,7 @@ def text_of(source: Source, number: int) -> str:
     )
 
 
-def pictured_run(
+def noise_run(
     folder: Path,
     *,
     samples: int = 48,
@@ -126,7 +126,7 @@ def _caption(
 
 
 def _scores(caption: dict[str, Any]) -> list[dict[str, Any]]:
-    first, second = uniforms(2, "scores of a pictured run", caption["pair_id"])
+    first, second = uniforms(2, "scores of a run of noise", caption["pair_id"])
     itm = first if caption["source"] == Source.WEB else first**0.5
     values = {"itm": itm, "itc": 0.7 * itm + 0.5 * second - 0.4}
     return [
