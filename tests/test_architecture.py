@@ -58,6 +58,10 @@ HEAVY = (
     "matplotlib",
     "numpy",
     "ray",
+    "starlette",
+    "uvicorn",
+    "jinja2",
+    "altair",
 )
 
 MODEL_LIBRARIES = frozenset({"torch", "torchvision", "timm", "transformers", "ray"})

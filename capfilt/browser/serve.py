@@ -51,7 +51,7 @@ def serve(run: RunDir, *, port: int, is_listening: Callable[[str], None]) -> Non
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
-    """Return what serves the page: HTTP alone, nothing logged but defects, and no word of a proxy believed."""
+    """Return what serves the page: HTTP alone, defects alone logged, no word of a proxy believed."""
     import uvicorn
 
     return uvicorn.Server(

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# What these tests share lies beside them, and the small runs beside the tests of the stages.
+# What these tests share lies beside them, small runs and rows made by hand beside the tests of other rooms.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "provenance"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 
 import world
 from hostile import write_hostile_tar
