@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from capfilt.provenance.labels import Estimate, Measured
 
+MOST_CHARACTERS = 32_000
+"""Characters of a cell that is only looked at; spreadsheets hold 32,767."""
+
 labels = typer.Typer(
     no_args_is_help=True,
     help="Label pairs in a spreadsheet, carry labels to another copy of a run, measure a policy by them.\n\n"
@@ -156,8 +159,15 @@ def _words(estimate: Estimate) -> str:
 def _write(records: Sequence[Mapping[str, str]], out: Path | None, *, json: bool, following: str) -> None:
     """Write labels as CSV to a file or to stdout; a terminal, which is no file, is shown escapes."""
     from capfilt.files import whole_file
-    from capfilt.provenance.label_files import cells
+    from capfilt.provenance.label_files import FOR_PEOPLE, cells
 
+    if json and out is None:
+        print_json(records)
+        return
+    # What is only looked at is shown as text there too: no null byte ends a cell, nothing turns it round.
+    records = [
+        {**row, **{name: visible(row[name], MOST_CHARACTERS) for name in FOR_PEOPLE}} for row in records
+    ]
     if out is not None:
         with whole_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(cells(records))
@@ -165,8 +175,6 @@ def _write(records: Sequence[Mapping[str, str]], out: Path | None, *, json: bool
             print_json({"file": str(out), "rows": len(records), "next_command": following})
         else:
             print_next(following)
-    elif json:
-        print_json(records)
     else:
         is_shown = sys.stdout.isatty()
         writer = csv.writer(sys.stdout, lineterminator="\n")
