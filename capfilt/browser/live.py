@@ -120,7 +120,7 @@ def _newest(run: RunDir, shards: Sequence[ShardFiles]) -> list[Newest]:
     _, newest = max(times, key=lambda one: (one[0], one[1].ordinal))
     try:
         table = read_columns(newest.captions, ("key", "source", "text"), dictionaries=("source",))
-    except (OSError, ValueError):
+    except CapfiltError:
         return []  # the shard is being done anew
     mine = table.filter(pc.equal(table["source"], Source.SYNTHETIC.value))
     last = mine.slice(max(0, mine.num_rows - NEWEST)).to_pylist()

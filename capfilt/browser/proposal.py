@@ -55,9 +55,10 @@ class Proposal:
     def judge(self) -> Judge:
         """Return the rules as settings; CapfiltError where a value is none."""
         values: dict[str, Any] = {
-            name: getattr(self, name)
+            name: value
             for name in Judge.model_fields
-            if getattr(self, name) not in (None, (), False)
+            # 0 is equal to False, and is a value that is refused.
+            if (value := getattr(self, name)) is not None and value is not False and value != ()
         }
         try:
             return Judge(**values)

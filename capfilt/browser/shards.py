@@ -171,13 +171,25 @@ def read_rows(shard: ShardFiles) -> ShardRows:
 
 
 def read_columns(path: Path, columns: tuple[str, ...], *, dictionaries: tuple[str, ...] = ()) -> pa.Table:
-    """Read some columns of one Parquet file."""
+    """Read some columns of one Parquet file; CapfiltError where it is gone or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # A file is opened by itself: read as a data set, a folder named a=b would become a column.
-    with pa.OSFile(str(path)) as source, pq.ParquetFile(source, read_dictionary=list(dictionaries)) as file:
-        return file.read(columns=list(columns), use_threads=False)
+    try:
+        # A file is opened by itself: read as a data set, a folder named a=b would become a column.
+        with (
+            pa.OSFile(str(path)) as source,
+            pq.ParquetFile(source, read_dictionary=list(dictionaries)) as file,
+        ):
+            return file.read(columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> CapfiltError:
+    """Return the error for a file of the run that cannot be read."""
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return CapfiltError(f"{path} cannot be read: {what}", fix=_MEND)
 
 
 def blank(texts: pa.Array) -> NDArray[np.bool_]:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.browser.columns import Columns, joined
 from capfilt.browser.locked import locked_connection
-from capfilt.browser.shards import ROW_BITS, ManifestReader, ShardFiles, ShardRows, read_rows
+from capfilt.browser.shards import (
+    ROW_BITS,
+    ManifestReader,
+    ShardFiles,
+    ShardRows,
+    damaged,
+    read_rows,
+)
 from capfilt.errors import CapfiltError
 from capfilt.provenance.catalog import duckdb_path
 
@@ -210,8 +217,13 @@ class Store:
     def _load_samples(self, cursor: duckdb.DuckDBPyConnection, new: Sequence[ShardFiles]) -> None:
         if not new:
             return
+        import duckdb
+
         files = [duckdb_path(shard.samples) for shard in new]
-        cursor.execute(_SAMPLES, [files])
+        try:
+            cursor.execute(_SAMPLES, [files])
+        except duckdb.Error as error:
+            raise damaged(self.run.samples, error) from error
         if not self._has_planted:
             found = cursor.execute(
                 "SELECT count(*) FROM (SELECT metadata "
@@ -248,7 +260,7 @@ class Store:
         """Add the pairs of a shard that is being read."""
         try:
             rows = reading.result()
-        except Exception:
+        except CapfiltError:
             if not self._was_replaced(shard):
                 raise
             with self._state:  # the next refresh finds it as it is then

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from PIL.Image import Image
+
     from capfilt.provenance.rundir import RunDir
 
 LEAST_PX, MOST_PX = 32, 1024
@@ -151,10 +153,11 @@ def _drawn(words: str, px: int) -> bytes:
     return _jpeg(card)
 
 
-def _jpeg(picture: object) -> bytes:
+def _jpeg(picture: Image) -> bytes:
     data = io.BytesIO()
-    # Without its metadata: a profile or a comment of the file's stays behind.
-    picture.save(data, "JPEG", quality=_QUALITY, optimize=True, icc_profile=None)  # type: ignore[attr-defined]
+    # Pillow writes a comment, a profile and the like of the file that was read; all of them stay behind.
+    picture.info.clear()
+    picture.save(data, "JPEG", quality=_QUALITY, optimize=True)
     return data.getvalue()
 
 

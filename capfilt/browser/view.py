@@ -51,6 +51,7 @@ class RunView:
     def __post_init__(self) -> None:
         self._thumbnails = Thumbnails(self.picture, max_pixels=max_pixels_of(self.run))
         self._refreshing = threading.Lock()
+        self._policy = self.trials.in_force()
         self._readers = {self.run.path: self.store.manifests}
 
     @classmethod
@@ -73,13 +74,13 @@ class RunView:
     def refresh(self) -> bool:
         """Take in what was committed, judged or labelled since; True where there was anything."""
         with self._refreshing:
-            before = self.trials.in_force()
+            policy, self._policy = self._policy, self.trials.in_force()
             rows = self.store.refresh()
             labels = self._labels.refresh()
             self.trials.forget_calibrations()
             if rows or labels:
                 self._totals.clear()
-            return rows or labels or self.trials.in_force() != before
+            return rows or labels or self._policy != policy
 
     def facets(self) -> Facets:
         """Return what there is to choose from; verdicts and ranges once all rows are loaded."""
