@@ -7,8 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from capfilt.records import SCORES, Measure
-from capfilt.reports.rate import duration
+from capfilt.reports.layout import (
+    DIGEST,
+    DROPPED,
+    KEPT,
+    QUIET,
+    add,
+    count,
+    is_wide,
+    percent,
+    put,
+    put_with_bars,
+    styled,
+    table,
+    title,
+    words,
+)
+from capfilt.reports.rate import duration, per_second_words
+from capfilt.reports.show_comparison import show_comparison
+from capfilt.reports.show_examples import show_examples
+from capfilt.reports.show_texts import show_scores, show_texts
 from capfilt.reports.text import visible
 
 if TYPE_CHECKING:
@@ -17,56 +35,47 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from capfilt.reports.show_examples import Pictures
+
 Row = dict[str, Any]
 
-BLOCKS = " ▁▂▃▄▅▆▇█"
-ASCII_BLOCKS = " .:-=+*#@"
-_LONGEST_TEXT = 160
-"""Characters of a caption that are shown."""
 _MOST_STAGES = 12
 """Stages shown, the newest ones; a run that was started again and again has many."""
-_DIGEST = 12
-"""Characters of a digest that are shown."""
+_VERDICTS = {True: ("kept", KEPT), False: ("dropped", DROPPED), None: ("not judged", "")}
 
 
-def show(summary: Mapping[str, Any], console: Console) -> None:
-    """Print a summary."""
+def show(summary: Mapping[str, Any], console: Console, pictures: Pictures | None = None) -> None:
+    """Print a summary, with pictures beside its examples where the terminal takes some."""
     _show_rounds(summary["rounds"], console)
-    _show_samples(summary["samples"], console)
+    _show_samples(summary, console)
     _show_policy(summary, console)
-    _show_texts(summary, console)
-    _show_scores(summary["scores"], console)
+    show_texts(summary, console)
+    show_scores(summary["scores"], console)
     _show_models(summary, console)
-    _show_stages(summary["stages"], console)
-    _show_examples(summary["examples"], console)
+    _show_stages(summary, console)
+    show_examples(summary["examples"], console, pictures)
+    if summary["against"] is not None:
+        show_comparison(summary["against"], console, pictures)
     if summary["advice"]:
-        _title("Mind", console)
+        title("Mind", console)
         for line in summary["advice"]:
-            console.print(visible(line), soft_wrap=True)  # a command in it can be pasted
+            console.print(visible(line), soft_wrap="`" in line)  # a command in it can be pasted
     console.print()
 
 
 def show_verdicts(verdicts: Sequence[Row], console: Console) -> None:
     """Print how many texts of each source are kept, and why the others are not."""
-    table = _table("source", "verdict", "reason", ">texts", ">share")
     total: dict[str, int] = {}
     for row in verdicts:
         total[row["source"]] = total.get(row["source"], 0) + row["pairs"]
+    rows, shares = [], []
     for row in verdicts:
-        word = {True: "kept", False: "dropped", None: "not judged"}[row["keep"]]
-        reason = _words(row["reason"]) if row["keep"] is False else ""
-        share = row["pairs"] / total[row["source"]]
-        _add(table, row["source"], word, reason, f"{row['pairs']:,}", f"{share:.1%}")
-    console.print(table)
-
-
-def histogram(counts: Sequence[int], *, ascii_only: bool = False) -> str:
-    """Return counts as one line of bars, the highest one full; whatever is not empty is seen."""
-    blocks = ASCII_BLOCKS if ascii_only else BLOCKS
-    most = max(counts, default=0)
-    if most == 0:
-        return blocks[0] * len(counts)
-    return "".join(blocks[-(-count * (len(blocks) - 1) // most)] for count in counts)
+        word, style = _VERDICTS[row["keep"]]
+        reason = words(row["reason"]) if row["keep"] is False else ""
+        part, whole = row["pairs"], total[row["source"]]
+        rows.append([row["source"], styled(word, style), reason, f"{part:,}", percent(part, whole)])
+        shares.append((part / whole, style))
+    put_with_bars(("source", "verdict", "reason", ">texts", ">share"), rows, shares, console)
 
 
 # -- the parts, from the top of the page to its end
@@ -75,33 +84,50 @@ def histogram(counts: Sequence[int], *, ascii_only: bool = False) -> str:
 def _show_rounds(rounds: Sequence[Row], console: Console) -> None:
     if not rounds:
         return
-    _title("Rounds", console)
-    table = _table(">round", ">texts", ">kept", ">share", ">exported", "captioner", "filter", "both from")
+    title("Rounds", console)
+    made = table(">round", ">texts", ">kept", ">share", ">exported", "captioner", "filter", "both from")
     for row in rounds:
-        share = f"{row['kept'] / row['captions']:.1%}" if row["captions"] else ""
         exported = "" if row["samples"] is None else f"{row['samples']:,}"
-        models = [(row[name] or "")[:_DIGEST] for name in ("captioner", "filter", "init")]
-        _add(table, str(row["round"]), f"{row['captions']:,}", f"{row['kept']:,}", share, exported, *models)
-    console.print(table)
+        models = [(row[name] or "")[:DIGEST] for name in ("captioner", "filter", "init")]
+        share = percent(row["kept"], row["captions"])
+        add(made, str(row["round"]), f"{row['captions']:,}", f"{row['kept']:,}", share, exported, *models)
+    put(made, console)
     console.print(f"what follows is round {rounds[0]['round']}; the others are runs of their own")
 
 
-def _show_samples(samples: Mapping[str, Any], console: Console) -> None:
-    _title("Samples", console)
-    balance = "" if samples["in"] == samples["rows"] else "  (these differ: the run is damaged)"
-    shards = _count(samples["shards"], "shard")
-    console.print(f"{samples['in']:,} in, {samples['rows']:,} recorded, in {shards}{balance}")
-    console.print(f"{samples['ok']:,} pictures used, {samples['refused']:,} refused")
-    for title, reasons in (
-        ("refused", samples["refused_by_reason"]),
-        ("picture used, web text missing", samples["texts_missing_by_reason"]),
-    ):
-        for reason, count in reasons.items():
-            console.print(f"    {title}: {count:,} {_words(reason)}")
+def _show_samples(summary: Mapping[str, Any], console: Console) -> None:
+    """Print what became of the samples, each line a share of all of them."""
+    title("Samples", console)
+    samples, exported = summary["samples"], summary["exported"]
+    steps = _steps(summary)
+    rows = [[name, f"{number:,}", percent(number, samples["in"])] for name, number, _ in steps]
+    shares = [(number / samples["in"] if samples["in"] else 0.0, style) for _, number, style in steps]
+    put_with_bars(("", ">samples", ">share"), rows, shares, console)
+    if samples["in"] != samples["rows"]:
+        missing = f"{samples['in']:,} in, {samples['rows']:,} recorded"
+        console.print(styled(f"{missing}: these differ, so the run is damaged", DROPPED))
+    if exported is not None and not exported["is_current"]:
+        console.print(f"exported by another policy than that in force: {visible(exported['policy'])}")
+
+
+def _steps(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Return the lines of the funnel: what it is, how many samples, the style of its bar."""
+    samples, exported = summary["samples"], summary["exported"]
+    steps = [(f"in {count(samples['shards'], 'shard')}", samples["in"], "")]
+    for reason, number in samples["refused_by_reason"].items():
+        steps.append((f"  refused: {words(reason)}", number, DROPPED))
+    steps.append(("picture used", samples["ok"], ""))
+    for reason, number in samples["texts_missing_by_reason"].items():
+        steps.append((f"  no web text: {words(reason)}", number, QUIET))
+    if summary["images_kept"] is not None:
+        steps.append(("a text kept", summary["images_kept"], KEPT))
+    if exported is not None:
+        steps.append((f"exported, {count(exported['shards'], 'shard')}", exported["samples"], KEPT))
+    return steps
 
 
 def _show_policy(summary: Mapping[str, Any], console: Console) -> None:
-    _title("Verdicts", console)
+    title("Verdicts", console)
     policy = summary["policy"]
     if policy is None:
         console.print("nothing was judged yet")
@@ -111,127 +137,90 @@ def _show_policy(summary: Mapping[str, Any], console: Console) -> None:
         show_verdicts(summary["verdicts"], console)
 
 
-def _show_texts(summary: Mapping[str, Any], console: Console) -> None:
-    if not summary["texts"]:
-        return
-    _title("Texts", console)
-    table = _table("source", ">texts", ">distinct", ">words: 10%", ">half", ">90%", ">most")
-    for row in summary["texts"]:
-        counts = (row["pairs"], row["distinct_texts"])
-        words = (row["words_p10"], row["words_p50"], row["words_p90"], row["words_most"])
-        _add(table, row["source"], *(f"{count:,}" for count in counts), *map(str, words))
-    console.print(table)
-    if summary["most_repeated"]:
-        console.print("written most often:")
-        for row in summary["most_repeated"]:
-            console.print(f"    {row['pairs']:,} times: {_quoted(row['text'])}")
-
-
-def _show_scores(scores: Sequence[Row], console: Console) -> None:
-    if not scores:
-        return
-    _title("Scores", console)
-    table = _table("score", "source", ">texts", ">10%", ">25%", ">half", ">75%", ">90%")
-    for row in scores:
-        values = (f"{row[name]:.2f}" for name in ("p10", "p25", "p50", "p75", "p90"))
-        _add(table, Measure(row["score"], row["filter"]).words, row["source"], f"{row['pairs']:,}", *values)
-    console.print(table)
-    ascii_only = console.options.ascii_only
-    for row in scores:
-        drawn = row["histogram"]
-        bars = histogram(drawn["pairs"], ascii_only=ascii_only)
-        measure = Measure(row["score"], row["filter"])
-        console.print(f"{measure.words} {row['source']:9} {drawn['low']:5.2f} |{bars}| {drawn['high']:.2f}")
-
-
 def _show_models(summary: Mapping[str, Any], console: Console) -> None:
     if not summary["models"]:
         return
-    _title("Models", console)
+    title("Models", console)
     for row in summary["models"]:
-        console.print(f"{row['kind']} {row['model'][:_DIGEST]} {visible(row['path'])}", soft_wrap=True)
+        origin = f", from {row['parent'][:DIGEST]}" if row["parent"] else ""
+        line = f"{row['kind']} {row['model'][:DIGEST]}{origin}: {visible(row['path'])}"
+        console.print(line, soft_wrap=True)
     if summary["calibration"]:
-        several = len({row["model"] for row in summary["calibration"]}) > 1
-        first = ["filter"] if several else []
-        table = _table(*first, "score", "against", ">AUROC", "95% interval", ">pairs", "")
-        for row in summary["calibration"]:
-            area = "not measured" if row["auroc"] is None else f"{row['auroc']:.3f}"
-            interval = f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}"
-            weak = "weak" if row["weak"] else ""
-            model = [row["model"][:_DIGEST]] if several else []
-            cells = (row["score"].upper(), row["negatives"], area, interval)
-            _add(table, *model, *cells, f"{row['positives']:,}", weak)
-        console.print(table)
+        _show_calibration(summary["calibration"], console)
     for digest in summary["uncalibrated"]:
-        console.print(f"filter {digest[:_DIGEST]}: uncalibrated")
+        console.print(styled(f"filter {digest[:DIGEST]}: uncalibrated", DROPPED))
 
 
-def _show_stages(stages: Sequence[Row], console: Console) -> None:
+def _show_calibration(rows: Sequence[Row], console: Console) -> None:
+    """Print how far each score can be trusted; in a wide terminal also at the usual threshold."""
+    several = ["filter"] if len({row["model"] for row in rows}) > 1 else []
+    at_half = [">precision at 0.5", ">recall at 0.5"] if is_wide(console) else []
+    made = table(*several, "score", "against", ">AUROC", "95% interval", ">pairs", *at_half, "")
+    for row in rows:
+        area = "not measured" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        interval = f"{row['auroc_low']:.3f} to {row['auroc_high']:.3f}"
+        half = [row[f"{name}_at_half"] for name in ("precision", "recall")] if at_half else []
+        cells = [row["model"][:DIGEST]] if several else []
+        cells += [row["score"].upper(), row["negatives"], area, interval, f"{row['positives']:,}"]
+        cells += ["" if value is None else f"{value:.3f}" for value in half]
+        add(made, *cells, styled("weak", DROPPED) if row["weak"] else "")
+    put(made, console)
+
+
+def _show_stages(summary: Mapping[str, Any], console: Console) -> None:
+    stages = summary["stages"]
     if not stages:
         return
-    _title("Stages", console)
-    table = _table(">start", "stage", "status", ">time", ">count", ">by second")
-    for row in stages[-_MOST_STAGES:]:
-        time = "" if row["seconds"] is None else duration(row["seconds"])
-        count = "" if row["count"] is None else f"{row['count']:,}"
-        rate = "" if row["per_second"] is None else f"{row['per_second']:.3g}"
-        _add(table, str(row["start"]), _words(row["stage"]), row["status"], time, count, rate)
-    console.print(table)
+    title("Stages", console)
+    put(_stage_table(stages, has_price=summary["spent"]["price_per_hour"] is not None), console)
     if len(stages) > _MOST_STAGES:
         console.print(f"and {len(stages) - _MOST_STAGES} before these")
     for row in stages:
         is_newest = row["start"] == stages[-1]["start"]
         if is_newest and row["status"] in ("withheld", "failed") and row["detail"]:
-            console.print(f"{_words(row['stage'])} {row['status']}: {visible(row['detail'])}")
+            console.print(f"{words(row['stage'])} {row['status']}: {visible(row['detail'])}")
+    _show_spent(summary["spent"], console)
 
 
-def _show_examples(examples: Sequence[Row], console: Console) -> None:
-    from rich.padding import Padding
-
-    for keep, title in ((True, "Kept, for example"), (False, "Dropped, for example")):
-        rows = [row for row in examples if row["keep"] is keep]
-        if not rows:
-            continue
-        _title(title, console)
-        for row in rows:
-            columns = [name for name in row if name.partition("_")[0] in SCORES and row[name] is not None]
-            scores = [f"{Measure.of_column(name).words} {row[name]:.2f}" for name in columns]
-            why = [] if keep else [_words(row["reason"])]
-            console.print(f"{row['source']}: {_quoted(row['text'])}")
-            where = f"{visible(row['shard'], 40)}/{visible(row['key'], 40)}"
-            console.print(Padding.indent(", ".join([*why, *scores, where]), 4))
-
-
-# -- small things
-
-
-def _title(text: str, console: Console) -> None:
-    console.print()
-    console.print(text, style="bold")
+def _stage_table(stages: Sequence[Row], *, has_price: bool) -> Table:
+    """Return the newest stages; which start they are of is told where there were several."""
+    several = stages[0]["start"] != stages[-1]["start"]
+    heads = ["stage", "status", ">time", ">done", ">speed"]
+    made = table(*([">start"] if several else []), *heads, *([">cost"] if has_price else []))
+    for row in stages[-_MOST_STAGES:]:
+        style = "" if row["status"] in ("done", "running") else DROPPED
+        add(
+            made,
+            *([str(row["start"])] if several else []),
+            words(row["stage"]),
+            styled(row["status"], style),
+            "" if row["seconds"] is None else _time(row["seconds"]),
+            "" if row["count"] is None else f"{row['count']:,}",
+            "" if row["per_second"] is None else per_second_words(row["per_second"], row["unit"] or ""),
+            *([_cost(row["cost"])] if has_price else []),
+        )
+    return made
 
 
-def _table(*titles: str) -> Table:
-    """Return an empty table; a title that begins with > stands over numbers."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in titles:
-        is_number = title.startswith(">")
-        table.add_column(title.removeprefix(">"), justify="right" if is_number else "left", overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    table.add_row(*map(visible, cells))
+def _show_spent(spent: Mapping[str, Any], console: Console) -> None:
+    line = f"{_time(spent['seconds'])} in all"
+    if spent["images_per_s"] is not None:
+        line += f"; {per_second_words(spent['images_per_s'], 'images')} captioned and scored"
+    console.print(line)
+    if spent["price_per_hour"] is None:
+        return
+    line = f"{_cost(spent['cost'])} at {spent['price_per_hour']:,.2f} an hour"
+    if spent["cost_per_million_images"] is not None:
+        line += f"; {_cost(spent['cost_per_million_images'])} a million images captioned and scored"
+    console.print(line)
 
 
-def _quoted(text: str) -> str:
-    return f'"{visible(text, _LONGEST_TEXT)}"'
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def _words(name: str) -> str:
-    return visible(name.replace("_", " "))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def _cost(cost: float | None) -> str:
+    """Return a price; what is not quite nothing is not called nothing."""
+    if cost is None:
+        return ""
+    return "<0.01" if 0 < cost < 0.005 else f"{cost:,.2f}"

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from capfilt.provenance.catalog import open_catalog
-from capfilt.provenance.lineage import rounds_of, schema_of
-from capfilt.provenance.pairs import score_columns
+from capfilt.errors import CapfiltError
+from capfilt.provenance.lineage import read_export, rounds_of, schema_of
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import read_json
-from capfilt.records import BEST_FIRST, SCORES, Measure
-from capfilt.stages.export import MANIFEST_FILE
+from capfilt.provenance.statistics.comparison import comparison
+from capfilt.provenance.statistics.counts import examples_by_verdict, funnel
+from capfilt.provenance.statistics.distributions import distributions
+from capfilt.provenance.statistics.models import calibrations, models_used, uncalibrated
+from capfilt.provenance.statistics.reading import open_figures, rows
+from capfilt.provenance.statistics.timings import timings
+from capfilt.provenance.statistics.wording import degenerate, diversity, lengths, repeated
 from capfilt.stages.judge import advice, filters_of, loosening_command, mend_command, weak_scores_of
 from capfilt.stages.wishes import Filters
 
@@ -25,96 +30,79 @@ if TYPE_CHECKING:
 
     from capfilt.provenance.policy import Policy
     from capfilt.provenance.rundir import RunDir
+    from capfilt.provenance.statistics.reading import Row
 
-Row = dict[str, Any]
-
-BINS = 20
-"""Bars of a histogram."""
-MOST_REPEATED = 5
-"""Synthetic captions shown that were written most often."""
 EXAMPLES = 4
 """Pairs shown that were kept, and as many that were dropped, of each source."""
 
-_SAMPLES = """
-    SELECT coalesce(sum(samples_in), 0)::BIGINT AS "in", count(*) AS shards,
-        (SELECT count(*) FROM samples) AS rows,
-        (SELECT count(*) FROM samples WHERE status = 'ok') AS ok,
-        (SELECT count(*) FROM samples WHERE status <> 'ok') AS refused
-    FROM shards
-"""
-_REASONS = """
-    SELECT reason, count(*) AS samples FROM samples
-    WHERE reason IS NOT NULL AND (status = 'ok') = ? GROUP BY reason ORDER BY samples DESC, reason
-"""
-_VERDICTS = """
-    SELECT source, keep, reason, count(*) AS pairs FROM pairs GROUP BY ALL
-    ORDER BY source DESC, keep DESC, pairs DESC, reason
-"""
-_TEXTS = """
-    SELECT source, count(*) AS pairs, count(DISTINCT text) AS distinct_texts,
-        quantile_disc(words, 0.1) AS words_p10, quantile_disc(words, 0.5) AS words_p50,
-        quantile_disc(words, 0.9) AS words_p90, max(words) AS words_most
-    FROM (SELECT source, text, len(regexp_extract_all(text, '\\S+')) AS words FROM captions)
-    GROUP BY source ORDER BY source DESC
-"""
-_REPEATED = """
-    SELECT text, count(*) AS pairs FROM captions WHERE source = 'synthetic'
-    GROUP BY text HAVING pairs > 1 ORDER BY pairs DESC, text LIMIT ?
-"""
-_QUANTILES = """
-    SELECT score, filter, source, count(*) AS pairs, min(value) AS least,
-        quantile_cont(value, 0.1) AS p10, quantile_cont(value, 0.25) AS p25,
-        quantile_cont(value, 0.5) AS p50, quantile_cont(value, 0.75) AS p75,
-        quantile_cont(value, 0.9) AS p90, max(value) AS most
-    FROM ({measured}) GROUP BY place, score, filter, source ORDER BY place, source DESC
-"""
-# A probability is drawn from 0 to 1; a cosine from the least to the most that was measured.
-_HISTOGRAM = f"""
-    WITH measured AS ({{measured}}),
-    edges AS (
-        SELECT place, if(any_value(is_probability), 0, min(value)) AS low,
-            if(any_value(is_probability), 1, max(value)) AS high
-        FROM measured GROUP BY place
-    )
-    SELECT score, filter, source, any_value(low) AS low, any_value(high) AS high,
-        least(floor((value - low) / greatest(high - low, 1e-9) * {BINS}), {BINS - 1})::INTEGER AS bin,
-        count(*) AS pairs
-    FROM measured JOIN edges USING (place) GROUP BY score, filter, source, bin ORDER BY ALL
-"""
-# pair_id is a digest already: its order is as good as drawn, and the same at every look.
-_EXAMPLES = """
-    SELECT source, keep, reason, text, {columns}, shard, key, pair_id,
-        row_number() OVER (PARTITION BY source, keep ORDER BY pair_id) AS place
-    FROM pairs WHERE keep IS NOT NULL QUALIFY place <= ? ORDER BY keep DESC, source DESC, place
-"""
 
+def summarise(
+    run: RunDir, *, against: RunDir | None = None, price_per_hour: float | None = None
+) -> dict[str, Any]:
+    """Return everything worth telling of a run, as JSON can say it.
 
-def summarise(run: RunDir) -> dict[str, Any]:
-    """Return everything worth telling of a run, as JSON can say it."""
-    with open_catalog(run, every_round=True) as catalog:
+    `against` is another run over the same samples, to be told where both judge differently; CapfiltError
+    where it is the same one. `price_per_hour` is that of all machines together, in any currency.
+    """
+    if against is not None and against.path.resolve() == run.path.resolve():
+        raise CapfiltError(
+            f"{against.path} is the run itself, so there is nothing to compare it with",
+            fix="give --against the folder of another run over the same shards",
+        )
+    with open_figures(run) as catalog:
+        counted = funnel(catalog, run)
+        stages, spent = timings(catalog, price_per_hour=price_per_hour)
         summary: dict[str, Any] = {
             "run": str(run.path),
             "rounds": _rounds(run, catalog),
-            "samples": _samples(catalog),
-            "verdicts": _rows(catalog, _VERDICTS),
-            "texts": _rows(catalog, _TEXTS),
-            "most_repeated": _rows(catalog, _REPEATED, MOST_REPEATED),
-            "scores": _scores(catalog),
-            "models": _rows(catalog, "SELECT kind, model, path, parent FROM models ORDER BY kind, path"),
-            "calibration": _rows(
-                catalog, "SELECT * FROM calibration ORDER BY model, score DESC, negatives DESC"
-            ),
-            "uncalibrated": _uncalibrated(catalog),
+            **_funnel(asdict(counted)),
+            "texts": _plain(lengths(catalog)),
+            "diversity": [{**asdict(row), "share": row.share} for row in diversity(catalog)],
+            "repeated": _plain(repeated(catalog)),
+            "degenerate": _plain(degenerate(catalog)),
+            "scores": _plain(distributions(catalog, run)),
+            "models": _plain(models_used(catalog)),
+            "calibration": _plain(calibrations(catalog)),
+            "uncalibrated": uncalibrated(catalog),
             "policy": _policy(catalog),
-            "stages": _stages(catalog),
-            "examples": _examples(catalog),
+            "stages": _plain(stages),
+            "spent": asdict(spent),
+            "examples": _plain(examples_by_verdict(catalog, EXAMPLES)),
+            "against": _against(catalog, run, against),
         }
-    kept = sum(row["pairs"] for row in summary["verdicts"] if row["keep"]) if summary["policy"] else None
     return {
         **summary,
-        "advice": advice(run, kept=kept),
-        "next_command": loosening_command(run) if kept == 0 else _next_command(run, summary),
+        "advice": advice(run, kept=counted.kept),
+        "next_command": loosening_command(run) if counted.kept == 0 else _next_command(run, summary),
     }
+
+
+def _plain(values: Any) -> list[Row]:
+    """Return dataclasses as JSON has them."""
+    return [_lists(asdict(value)) for value in values]
+
+
+def _lists(value: Any) -> Any:
+    """Return tuples as lists, as they come back from JSON."""
+    if isinstance(value, dict):
+        return {name: _lists(part) for name, part in value.items()}
+    return [_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _funnel(counted: Row) -> dict[str, Any]:
+    names = {"samples": "in", "recorded": "rows", "shards": "shards", "used": "ok", "refused": "refused"}
+    by_reason = ("refused_by_reason", "texts_missing_by_reason")
+    samples = {words: counted.pop(name) for name, words in names.items()}
+    samples |= {name: counted.pop(name) for name in by_reason}
+    return {"samples": samples, **_lists(counted)}
+
+
+def _against(catalog: duckdb.DuckDBPyConnection, run: RunDir, other: RunDir | None) -> Row | None:
+    if other is None:
+        return None
+    compared = comparison(catalog, run, other)
+    found: Row = _lists(asdict(compared))
+    return {**found, "judged": compared.judged, "changed": compared.changed}
 
 
 def _rounds(run: RunDir, catalog: duckdb.DuckDBPyConnection) -> list[Row]:
@@ -122,91 +110,25 @@ def _rounds(run: RunDir, catalog: duckdb.DuckDBPyConnection) -> list[Row]:
     rounds = rounds_of(run)
     if len(rounds) == 1:
         return []
-    rows = _rows(catalog, "SELECT round, captioner, filter, init, samples FROM rounds ORDER BY round")
-    for row, (number, one) in zip(rows, rounds, strict=True):
-        [counts] = _rows(
+    found = rows(catalog, "SELECT round, captioner, filter, init, samples FROM rounds ORDER BY round")
+    for row, (number, one) in zip(found, rounds, strict=True):
+        [counts] = rows(
             catalog,
             "SELECT count(*) AS captions, count(*) FILTER (WHERE keep) AS kept "
             f"FROM {schema_of(number, rounds)}.pairs",
         )
         row |= {"path": str(one.path), **counts}
-    return rows
-
-
-def _rows(catalog: duckdb.DuckDBPyConnection, sql: str, *values: object) -> list[Row]:
-    result = catalog.execute(sql, values or None)
-    names = [column[0] for column in result.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-
-
-def _samples(catalog: duckdb.DuckDBPyConnection) -> Row:
-    [row] = _rows(catalog, _SAMPLES)
-    return {
-        **row,
-        "refused_by_reason": {each["reason"]: each["samples"] for each in _rows(catalog, _REASONS, False)},
-        "texts_missing_by_reason": {
-            each["reason"]: each["samples"] for each in _rows(catalog, _REASONS, True)
-        },
-    }
-
-
-def _scores(catalog: duckdb.DuckDBPyConnection) -> list[Row]:
-    measured = " UNION ALL ".join(
-        _measured(place, column) for place, column in enumerate(_best_first(catalog))
-    )
-    rows = _rows(catalog, _QUANTILES.format(measured=measured))
-    for row in rows:
-        row["histogram"] = {"low": 0.0, "high": 1.0, "pairs": [0] * BINS}
-    by_name = {(row["score"], row["filter"], row["source"]): row["histogram"] for row in rows}
-    for bar in _rows(catalog, _HISTOGRAM.format(measured=measured)):
-        histogram = by_name[bar["score"], bar["filter"], bar["source"]]
-        histogram["low"], histogram["high"] = bar["low"], bar["high"]
-        histogram["pairs"][bar["bin"]] = bar["pairs"]
-    return rows
-
-
-def _best_first(catalog: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return the columns of scores: those of the filter in force, the best first, then further filters'."""
-    return list(dict.fromkeys((*BEST_FIRST, *score_columns(catalog))))
-
-
-def _measured(place: int, column: str) -> str:
-    """Return the SELECT of a column's values, with the score and, for a further filter, its first digits."""
-    measure = Measure.of_column(column)
-    filter_ = f"'{measure.filter}'" if measure.filter else "NULL::VARCHAR"
-    return (
-        f"SELECT {place} AS place, '{measure.score}' AS score, {filter_} AS filter, source, "
-        f"{column} AS value, {SCORES[measure.score].is_probability} AS is_probability "
-        f"FROM pairs WHERE {column} IS NOT NULL"
-    )
-
-
-def _uncalibrated(catalog: duckdb.DuckDBPyConnection) -> list[str]:
-    """Return the digests of filters that scored pairs and that nobody calibrated."""
-    sql = (
-        "SELECT DISTINCT filter FROM scores WHERE filter NOT IN (SELECT model FROM calibration) ORDER BY ALL"
-    )
-    return [digest for (digest,) in catalog.execute(sql).fetchall()]
+    return found
 
 
 def _policy(catalog: duckdb.DuckDBPyConnection) -> Row | None:
-    rows = _rows(
+    found = rows(
         catalog, "SELECT policy, words, thresholds, filter FROM policies ORDER BY policy DESC LIMIT 1"
     )
-    return {**rows[0], "thresholds": json.loads(rows[0]["thresholds"])} if rows else None
+    return {**found[0], "thresholds": json.loads(found[0]["thresholds"])} if found else None
 
 
-def _stages(catalog: duckdb.DuckDBPyConnection) -> list[Row]:
-    return _rows(
-        catalog,
-        "SELECT stage, start, status, detail, ended - started AS seconds, count, per_second"
-        " FROM stages ORDER BY start, started, stage",
-    )
-
-
-def _examples(catalog: duckdb.DuckDBPyConnection) -> list[Row]:
-    rows = _rows(catalog, _EXAMPLES.format(columns=", ".join(_best_first(catalog))), EXAMPLES)
-    return [{name: value for name, value in row.items() if name != "place"} for row in rows]
+# -- what to type next
 
 
 def following(run: RunDir, policy: Policy) -> str:
@@ -246,9 +168,6 @@ def _next_command(run: RunDir, summary: dict[str, Any]) -> str:
 
 def _is_exported(run: RunDir, policy: Policy) -> bool:
     """Return whether the run's own export is that of the policy."""
-    try:
-        manifest = json.loads((run.export / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    manifest = read_export(run) or {}
     digest: str = manifest.get("facts", {}).get("policy", {}).get("digest", "")
     return digest == policy.digest

@@ -40,6 +40,31 @@ def test_inspect_as_json_holds_what_the_page_shows(capfilt: Capfilt, run: RunDir
     assert value["next_command"].startswith("capfilt export ")
 
 
+def test_inspect_compares_with_another_run_and_counts_what_the_stages_cost(
+    capfilt: Capfilt, run: RunDir, tmp_path: Path
+) -> None:
+    other = made_run(tmp_path / "other")
+    assert capfilt("judge", other.path, "--itm", "0.75").exit_code == 0
+    options = ("--against", other.path, "--price-per-hour", "36")
+    value = json.loads(capfilt("inspect", run.path, *options, "--json").stdout)
+    assert (value["against"]["judged"], value["against"]["changed"]) == (5, 1)
+    assert value["spent"]["cost"] == pytest.approx(0.02)
+    said = capfilt("inspect", run.path, *options).stdout
+    assert "Against " in said
+    assert "0.02 at 36.00 an hour" in said
+    assert "\x1b" not in said
+
+
+def test_inspect_against_what_is_no_run_or_the_run_itself_says_what_to_do(
+    capfilt: Capfilt, run: RunDir, tmp_path: Path
+) -> None:
+    for other, what in ((tmp_path / "nowhere", "is no run"), (run.path, "is the run itself")):
+        ended = capfilt("inspect", run.path, "--against", other)
+        assert ended.exit_code == 2
+        assert what in ended.stderr
+        assert "fix:" in ended.stderr
+
+
 def test_json_is_ascii_so_that_no_text_can_move_the_cursor(capfilt: Capfilt, run: RunDir) -> None:
     shown = capfilt("inspect", run.path, "--json").stdout
     assert shown.isascii()

@@ -4,14 +4,17 @@ import io
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 from made_run import CAPTIONER, FILTER, HOSTILE, SCORES, SHARD, made_run, started_run
 
+from capfilt.errors import CapfiltError
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.commit import commit_scores
 from capfilt.provenance.policy import AtLeast, Policy, write_policy
-from capfilt.provenance.rundir import StageRecord, save_stage
+from capfilt.provenance.rundir import RunDir, StageRecord, save_stage
+from capfilt.provenance.statistics.distributions import BINS
 from capfilt.reports.show import show
-from capfilt.reports.summary import BINS, summarise
+from capfilt.reports.summary import summarise
 from capfilt.reports.text import terminal
 
 if TYPE_CHECKING:
@@ -45,8 +48,8 @@ def test_verdicts_are_counted_by_source_and_reason(tmp_path: Path) -> None:
 def test_texts_are_counted_and_the_most_repeated_named(tmp_path: Path) -> None:
     summary = summarise(made_run(tmp_path / "run"))
     synthetic = next(row for row in summary["texts"] if row["source"] == "synthetic")
-    assert (synthetic["pairs"], synthetic["distinct_texts"], synthetic["words_p50"]) == (3, 2, 5)
-    assert summary["most_repeated"] == [{"text": "a dog on a log", "pairs": 2}]
+    assert (synthetic["captions"], synthetic["distinct"], synthetic["words_p50"]) == (3, 2, 5)
+    assert summary["repeated"] == [{"source": "synthetic", "text": "a dog on a log", "pairs": 2}]
 
 
 def test_score_quantiles_and_histograms_hold_every_scored_text(tmp_path: Path) -> None:
@@ -55,18 +58,14 @@ def test_score_quantiles_and_histograms_hold_every_scored_text(tmp_path: Path) -
     for (score, source), row in rows.items():
         place = ("itm", "itc").index(score)
         values = sorted(pair[place] for (_, of), pair in SCORES.items() if of == source)
-        histogram = row["histogram"]
         assert (row["least"], row["most"], row["pairs"]) == (values[0], values[-1], len(values))
-        assert len(histogram["pairs"]) == BINS
-        assert sum(histogram["pairs"]) == len(values)
+        assert len(row["bars"]) == BINS
+        assert sum(row["bars"]) == len(values)
     median = rows["itm", "synthetic"]["p50"]
     assert median == 0.7
-    assert rows["itm", "web"]["histogram"]["pairs"] == [0, 0, 1] + [0] * 15 + [1, 0]
+    assert rows["itm", "web"]["bars"] == [0, 0, 1] + [0] * 15 + [1, 0]
     # A cosine is drawn from the least to the most of both sources.
-    assert (rows["itc", "web"]["histogram"]["low"], rows["itc", "synthetic"]["histogram"]["high"]) == (
-        -0.2,
-        0.4,
-    )
+    assert (rows["itc", "web"]["low"], rows["itc", "synthetic"]["high"]) == (-0.2, 0.4)
 
 
 def test_scores_that_are_all_equal_fill_one_bar(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_scores_that_are_all_equal_fill_one_bar(tmp_path: Path) -> None:
         samples_in=4,
     )
     for row in summarise(run)["scores"]:
-        assert sum(row["histogram"]["pairs"]) == 1
+        assert sum(row["bars"]) == 1
 
 
 def test_examples_are_the_same_at_every_look_and_hold_kept_and_dropped(tmp_path: Path) -> None:
@@ -126,7 +125,7 @@ def test_a_run_that_was_stopped_goes_on_with_its_own_command(tmp_path: Path) -> 
 def test_a_run_without_a_captioner_has_web_texts_alone(tmp_path: Path) -> None:
     summary = summarise(made_run(tmp_path / "run", captioner=False))
     assert {row["source"] for row in summary["verdicts"]} == {"web"}
-    assert not summary["most_repeated"]
+    assert not summary["repeated"]
     assert [row["kind"] for row in summary["models"]] == ["filter"]
 
 
@@ -162,7 +161,9 @@ def test_what_was_exported_is_looked_at_next(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     policy = Policy((AtLeast("itm", 0.5),), FILTER)
     run.export.mkdir()
-    (run.export / "manifest.json").write_text(json.dumps({"facts": {"policy": {"digest": policy.digest}}}))
+    (run.export / "manifest.json").write_text(
+        json.dumps({"shards": [], "facts": {"policy": {"digest": policy.digest}}})
+    )
     assert summarise(run)["next_command"].startswith(f"capfilt sql {run.path} ")
     write_policy(run, Policy((AtLeast("itm", 0.6),), FILTER))
     assert summarise(run)["next_command"].startswith(f"capfilt export {run.path} ")
@@ -212,14 +213,36 @@ def test_a_further_filters_scores_are_summed_up_beside_the_first_ones(tmp_path: 
     assert names[:4] == [(s, None, of) for s in ("itm", "itc") for of in ("web", "synthetic")]
     assert names[4:] == [("vqa", "1a2b3c4d", "web"), ("vqa", "1a2b3c4d", "synthetic")]
     further = summary["scores"][4:]
-    assert (
-        sum(row["pairs"] for row in further)
-        == sum(sum(r["histogram"]["pairs"]) for r in further)
-        == len(rows)
-    )
-    assert {(row["histogram"]["low"], row["histogram"]["high"]) for row in further} == {(0, 1)}
-    assert all(example["vqa_1a2b3c4d"] is not None for example in summary["examples"])
+    assert sum(row["pairs"] for row in further) == sum(sum(row["bars"]) for row in further) == len(rows)
+    assert {(row["low"], row["high"]) for row in further} == {(0, 1)}
+    assert all("vqa_1a2b3c4d" in example["scores"] for example in summary["examples"])
     text = io.StringIO()
-    show(summary, terminal(text, width=120))
+    show(summary, terminal(text, width=110))
     assert "VQA by filter 1a2b3c4d web        0.00 |" in text.getvalue()
-    assert "ITM 0.90, ITC 0.40, VQA by filter 1a2b3c4d 0." in text.getvalue()
+    assert "ITM 0.900, ITC 0.400, VQA by filter 1a2b3c4d 0." in text.getvalue()
+
+
+def test_against_another_run_what_changed_its_mind_is_in_the_summary(tmp_path: Path) -> None:
+    run, other = made_run(tmp_path / "run"), made_run(tmp_path / "other")
+    write_policy(other, Policy((AtLeast("itm", 0.75),), FILTER))
+    against = summarise(run, against=other)["against"]
+    # By hand: the dog's synthetic text alone lies between 0.5 and 0.75.
+    assert (against["judged"], against["changed"]) == (5, 1)
+    assert [(row["key"], row["reason"], row["reason_there"]) for row in against["examples"]] == [
+        ("dog", "kept", "below_threshold")
+    ]
+    assert summarise(run)["against"] is None
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    with pytest.raises(CapfiltError, match="is the run itself"):
+        summarise(run, against=RunDir(tmp_path / "elsewhere" / ".." / "run"))
+
+
+def test_a_price_an_hour_says_what_the_stages_cost(tmp_path: Path) -> None:
+    summary = summarise(made_run(tmp_path / "run"), price_per_hour=36.0)
+    # By hand: two seconds at a hundredth a second, for three images.
+    assert summary["stages"][0]["cost"] == pytest.approx(0.02)
+    assert summary["spent"]["cost_per_million_images"] == pytest.approx(0.02 / 3 * 1e6)
+    assert summarise(made_run(tmp_path / "free"))["spent"]["cost"] is None

@@ -33,8 +33,8 @@ class Agreement:
     """Pairs of one source by their verdicts in both runs."""
 
     source: str
-    text: str
-    """same: both runs have the same text; other: they have different ones under one name."""
+    same_text: bool
+    """Whether both runs have the same text; if not, they have different ones under one name."""
     kept_by_both: int
     dropped_by_both: int
     kept_here_alone: int
@@ -177,7 +177,7 @@ _ALONE = """
 """
 _JUDGED = "is_here AND is_there AND keep IS NOT NULL AND keep_there IS NOT NULL"
 _AGREEMENT = f"""
-    SELECT source, if(is_same, 'same', 'other') AS text,
+    SELECT source, is_same AS same_text,
         count(*) FILTER (WHERE keep AND keep_there) AS kept_by_both,
         count(*) FILTER (WHERE NOT keep AND NOT keep_there) AS dropped_by_both,
         count(*) FILTER (WHERE keep AND NOT keep_there) AS kept_here_alone,

@@ -41,10 +41,10 @@ def test_agreement_and_changes_are_those_counted_by_hand(counted: Counted, other
     found = compared(counted.run, other.run)
     here, there = kept(counted, 0.4), kept(other, 0.7)
     texts = {row["pair_id"]: row["text"] for row in other.captions}
-    expected: Counter[tuple[str, str, bool, bool]] = Counter(
+    expected: Counter[tuple[str, bool, bool, bool]] = Counter(
         (
             row["source"].value,
-            "same" if texts[row["pair_id"]] == row["text"] else "other",
+            texts[row["pair_id"]] == row["text"],
             here[row["pair_id"]],
             there[row["pair_id"]],
         )
@@ -53,7 +53,7 @@ def test_agreement_and_changes_are_those_counted_by_hand(counted: Counted, other
     assert found.judged == len(counted.captions)
     for row in found.agreement:
         ways = [(True, True), (False, False), (True, False), (False, True)]
-        counts = [expected.pop((row.source, row.text, *way), 0) for way in ways]
+        counts = [expected.pop((row.source, row.same_text, *way), 0) for way in ways]
         assert counts == [row.kept_by_both, row.dropped_by_both, row.kept_here_alone, row.kept_there_alone]
     assert not expected
     changed = [pair for pair in here if here[pair] is not there[pair]]
@@ -119,7 +119,7 @@ def test_a_run_against_its_copy_with_another_policy_changes_verdicts_alone(
     ]
     assert found.changed == sum(row.kept_here_alone for row in found.agreement) == len(between) > 0
     assert {(row.reason, row.reason_there) for row in found.changes} == {("kept", "below_threshold")}
-    assert {row.text for row in found.agreement} == {"same"}
+    assert all(row.same_text for row in found.agreement)
     assert all(one.mean_absolute == 0 for one in found.shifts)
     assert found.facts == ()
 
