@@ -18,7 +18,7 @@ from capfilt.canonical import canonical_json, digest_of
 from capfilt.errors import CapfiltError
 from capfilt.files import TEMPORARY_PREFIX, disk_errors, flush_folder, write_whole
 from capfilt.provenance.rundir import read_json
-from capfilt.records import BEST_FIRST, Source, is_digest
+from capfilt.records import BEST_FIRST, SCORES, Source, is_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ MOST_STRATA = 8
 """Parts of one source's texts."""
 PAIRS_A_STRATUM = 25
 """Fewer pairs are not divided."""
-_BINS = 256
-"""Of the histogram whose counts the cuts are made from."""
+_BINS = 1024
+"""Of the histogram over a score's whole scale whose counts the cuts are made from."""
 UNSCORED = -1
 """Number of the part without a score."""
 
@@ -140,13 +140,12 @@ def known_strata(run: RunDir) -> Strata | None:
 
 
 def with_value(strata: Strata) -> tuple[str, list[str]]:
-    """Return a SELECT of captions that have words, with `value`, the score of the division, and parameters."""
-    own = "pair_id, shard, key, source, text"
-    words = "text IS NOT NULL AND trim(text) <> ''"
+    """Return a SELECT of the captions with words, `value` being the score of the division, and parameters."""
+    words = "text <> ''"
     if strata.score is None or strata.filter is None:
-        return f"SELECT {own}, NULL::DOUBLE AS value FROM captions WHERE {words}", []
+        return f"SELECT pair_id, source, NULL::DOUBLE AS value FROM captions WHERE {words}", []
     return (
-        f"SELECT {own}, value FROM captions LEFT JOIN "
+        "SELECT pair_id, source, value FROM captions LEFT JOIN "
         "(SELECT pair_id, value FROM scores WHERE filter = ? AND score = ?) USING (pair_id) "
         f"WHERE {words}",
         [strata.filter, strata.score],
@@ -161,13 +160,14 @@ def draw(connection: duckdb.DuckDBPyConnection, strata: Strata, count: int, seed
     """
     values, parameters = with_value(strata)
     rows = connection.execute(
-        f"WITH valued AS ({values}), placed AS ("
-        f"SELECT pair_id, shard, key, source, {strata.sql('value')} AS stratum, "
-        "md5(? || ' ' || pair_id) AS chance FROM valued), "
-        "numbered AS (SELECT *, row_number() OVER "
-        "(PARTITION BY source, stratum ORDER BY chance, pair_id) AS place FROM placed) "
-        "SELECT pair_id, shard, key, source, stratum FROM numbered ORDER BY place, chance, pair_id LIMIT ?",
-        [*parameters, str(seed), count],
+        # The first ones of each part are found in one pass, without putting all pairs in order.
+        f"WITH valued AS ({values}), parts AS (SELECT source, {strata.sql('value')} AS stratum, "
+        "arg_min(pair_id, md5(? || ' ' || pair_id), ?) AS chosen FROM valued GROUP BY ALL), "
+        "placed AS (SELECT source, stratum, unnest(chosen) AS pair_id, "
+        "unnest(range(len(chosen))) AS place FROM parts) "
+        "SELECT pair_id, shard, key, placed.source, stratum FROM captions JOIN placed USING (pair_id) "
+        "ORDER BY place, md5(? || ' ' || pair_id), pair_id LIMIT ?",
+        [*parameters, str(seed), count, str(seed), count],
     ).fetchall()
     return Draw(f"{strata.digest}-{seed}", tuple(DrawnPair(*row) for row in rows))
 
@@ -180,17 +180,17 @@ def cut_strata(connection: duckdb.DuckDBPyConnection, filter_digest: str | None)
     if score is None:
         return Strata(None, None, {})
     values, parameters = with_value(Strata(score, filter_digest, {}))
+    low, high = SCORES[score].low, SCORES[score].high
     rows = connection.execute(
-        f"WITH valued AS (SELECT * FROM ({values}) WHERE isfinite(value)), "
-        "ranges AS (SELECT source, min(value) AS low, max(value) AS high FROM valued GROUP BY source) "
-        "SELECT source, low, high, least(floor((value - low) / (high - low) * ?), ? - 1)::INTEGER AS bin, "
-        "count(*) FROM valued JOIN ranges USING (source) WHERE high > low GROUP BY ALL ORDER BY source, bin",
-        [*parameters, _BINS, _BINS],
+        f"WITH valued AS ({values}) SELECT source, "
+        "greatest(0, least(? - 1, floor((value - ?) / ? * ?)))::INTEGER AS bin, count(*) "
+        "FROM valued WHERE isfinite(value) GROUP BY ALL ORDER BY source, bin",
+        [*parameters, _BINS, low, high - low, _BINS],
     ).fetchall()
-    cuts: dict[str, tuple[float, ...]] = {}
-    for source in dict.fromkeys(row[0] for row in rows):
-        mine = [row for row in rows if row[0] == source]
-        cuts[source] = _cuts(mine[0][1], mine[0][2], {row[3]: row[4] for row in mine})
+    counts: dict[str, dict[int, int]] = {}
+    for source, number, pairs in rows:
+        counts.setdefault(source, {})[number] = pairs
+    cuts = {source: _cuts(low, high, mine) for source, mine in counts.items()}
     return Strata(score, filter_digest, cuts)
 
 
