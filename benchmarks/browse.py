@@ -1,6 +1,6 @@
 """How fast a run of a million samples is opened, judged on trial, searched and leafed through.
 
-    python benchmarks/browse.py --samples 1000000 --run browse-run
+    python benchmarks/browse.py [--samples 1000000] [--run RUN]
 
 makes a run in the layout of a real one, Parquet file by Parquet file and without any picture but those of its
 first shard, and measures what the page of `capfilt browse` asks of it. The last line is one JSON object.
@@ -15,6 +15,7 @@ import json
 import math
 import resource
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,14 +287,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", type=Path, default=Path("browse-run"))
+    parser.add_argument("--run", type=Path, help="kept and used again; a temporary folder by default")
     parser.add_argument("--samples", type=int, default=1_000_000)
     options = parser.parse_args()
-    if not RunDir(options.run).run_file.is_file():
-        began = time.monotonic()
-        make_run(options.run, options.samples)
-        print(f"made {options.samples:,} samples in {time.monotonic() - began:.0f} s")
-    print(json.dumps(measure(RunDir.open(options.run))))
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.run or Path(folder) / "run"
+        if not RunDir(path).run_file.is_file():
+            began = time.monotonic()
+            make_run(path, options.samples)
+            print(f"made {options.samples:,} samples in {time.monotonic() - began:.0f} s", flush=True)
+        print(json.dumps(measure(RunDir.open(path))))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from capfilt.browser.shards import (
     damaged,
     read_rows,
 )
+from capfilt.browser.tables import PLANTED, SAMPLES, TABLES, json_path
 from capfilt.errors import CapfiltError
 from capfilt.provenance.catalog import duckdb_path
 
@@ -38,31 +39,10 @@ _READERS = 2
 _AHEAD = 4
 _LOOKED_THROUGH = 1000
 """Samples in which the field of planted labels is looked for."""
-_PLANTED_TABLE = "planted"
 
-_TABLES = """
-    CREATE TABLE samples (
-        sample BIGINT, key VARCHAR, is_ok BOOLEAN, refusal VARCHAR, width INTEGER, height INTEGER,
-        image_offset BIGINT, image_size BIGINT
-    );
-    CREATE TABLE pairs (number BIGINT, sample BIGINT, is_web BOOLEAN, candidate INTEGER, text VARCHAR);
-    CREATE TABLE planted (sample BIGINT, kind VARCHAR);
-    CREATE TABLE labels (number BIGINT, verdict VARCHAR);
-"""
-# A file is named by its shard's ordinal, and what follows the first dash is for people.
-_SAMPLES = f"""
-    INSERT INTO samples
-    SELECT (split_part(parse_filename(filename), '-', 1)::BIGINT << {ROW_BITS}) + file_row_number,
-        key, status = 'ok', reason, width, height, image_offset, image_size
-    FROM read_parquet(?, filename = true, file_row_number = true, hive_partitioning = false)
-"""
-_PLANTED = f"""
-    INSERT INTO planted
-    SELECT (split_part(parse_filename(filename), '-', 1)::BIGINT << {ROW_BITS}) + file_row_number,
-        CASE WHEN json_valid(metadata) THEN json_extract_string(metadata, $path) END AS kind
-    FROM read_parquet($files, filename = true, file_row_number = true, hive_partitioning = false)
-    WHERE kind IS NOT NULL
-"""
+
+class ClosedError(Exception):
+    """The run is no longer looked at."""
 
 
 @dataclass
@@ -118,7 +98,7 @@ class Store:
             if self._error is not None:
                 raise self._error
             if self._closed:
-                raise RuntimeError("the view of the run is closed")
+                raise ClosedError
 
     @property
     def is_complete(self) -> bool:
@@ -134,6 +114,8 @@ class Store:
         """Return every pair as arrays, once all are loaded."""
         self.wait()
         with self._writing, self._state:
+            if self._closed:
+                raise ClosedError
             if self._columns is None or self._columns[0] != self.version:
                 columns, self._loaded = joined(self._loaded)
                 with self.cursor() as cursor:
@@ -206,12 +188,13 @@ class Store:
             self._state.notify_all()
         if self._loader is not None:
             self._loader.join()
-        self.connection.close()
+        with self._writing:
+            self.connection.close()
 
     def _forget(self, cursor: duckdb.DuckDBPyConnection, ordinal: int) -> None:
         if ordinal in self.shards:
             ends = [ordinal << ROW_BITS, (ordinal + 1) << ROW_BITS]
-            for table, column in (("samples", "sample"), ("pairs", "number"), (_PLANTED_TABLE, "sample")):
+            for table, column in (("samples", "sample"), ("pairs", "number"), ("planted", "sample")):
                 cursor.execute(f"DELETE FROM {table} WHERE {column} >= ? AND {column} < ?", ends)
 
     def _load_samples(self, cursor: duckdb.DuckDBPyConnection, new: Sequence[ShardFiles]) -> None:
@@ -221,7 +204,7 @@ class Store:
 
         files = [duckdb_path(shard.samples) for shard in new]
         try:
-            cursor.execute(_SAMPLES, [files])
+            cursor.execute(SAMPLES, [files])
         except duckdb.Error as error:
             raise damaged(self.run.samples, error) from error
         if not self._has_planted:
@@ -229,7 +212,7 @@ class Store:
                 "SELECT count(*) FROM (SELECT metadata "
                 "FROM read_parquet(?, hive_partitioning = false) LIMIT ?) "
                 "WHERE CASE WHEN json_valid(metadata) THEN json_exists(metadata, ?) ELSE false END",
-                [files[:1], _LOOKED_THROUGH, _json_path(self.kind_field)],
+                [files[:1], _LOOKED_THROUGH, json_path(self.kind_field)],
             ).fetchone()
             self._has_planted = found is not None and found[0] > 0
         # The metadata of a large run are its longest column: read where there is something in them.
@@ -295,8 +278,8 @@ class Store:
                 cursor.execute("INSERT INTO pairs BY NAME SELECT * FROM incoming")
                 cursor.unregister("incoming")
                 if self._has_planted:
-                    path = _json_path(self.kind_field)
-                    cursor.execute(_PLANTED, {"files": [duckdb_path(shard.samples)], "path": path})
+                    path = json_path(self.kind_field)
+                    cursor.execute(PLANTED, {"files": [duckdb_path(shard.samples)], "path": path})
             with self._state:
                 self._loaded[shard.ordinal] = replace(rows, candidate=None, text=None)
                 self.version += 1
@@ -330,7 +313,7 @@ def open_store(run: RunDir, *, kind_field: str) -> Store:
     """Return the rows of what is committed now, texts and scores still being loaded."""
     store = Store(run, kind_field, locked_connection(run), ManifestReader(run))
     try:
-        store.connection.execute(_TABLES)
+        store.connection.execute(TABLES)
         store.refresh()
     except BaseException:
         store.close()
@@ -347,9 +330,3 @@ def _transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
         cursor.rollback()
         raise
     cursor.commit()
-
-
-def _json_path(name: str) -> str:
-    """Return the path of a field of an object, whatever characters its name has."""
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f'$."{escaped}"'

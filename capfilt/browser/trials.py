@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.browser.verdicts import Pairs, Verdicts, judge
 from capfilt.errors import CapfiltError
 from capfilt.provenance.policy import Policy, TopFraction, newest_policy
+from capfilt.provenance.ranking import Ranking
 from capfilt.provenance.rundir import json_files
 from capfilt.records import BEST_FIRST, Measure, is_digest
 from capfilt.stages.judge import calibration_of
@@ -146,6 +147,15 @@ class Trials:
             return self.verdicts(policy)
         columns = self.store.columns_of(ordinals)
         return judge(policy, self._pairs(policy, columns)), columns
+
+    def sort_ahead(self) -> None:
+        """Sort by the best score, once all rows are loaded: a slider's first step need not wait for it."""
+        columns = self.store.columns()
+        in_force = self.in_force()
+        policy = in_force[1] if in_force is not None else Policy()
+        if measures := self.measures(policy):
+            # Without the lock: who slides a threshold meanwhile needs no order.
+            self._pairs(policy, columns).ranked_by_picture(Ranking(((1.0, measures[0]),)))
 
     @contextmanager
     def table(self, policy: Policy) -> Iterator[str]:

@@ -16,7 +16,7 @@ from capfilt.provenance.policy import AtLeast, PerImage, Rescue, TopFraction
 from capfilt.records import Measure, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -69,13 +69,15 @@ class Pairs:
 
         return self._order(f"{self.filter} {ranking} by picture", ordered)
 
-    def _order(self, name: str, make: object) -> Indices:
+    def _order(self, name: str, make: Callable[[], Indices]) -> Indices:
         orders = self.columns.orders
-        if name not in orders:
+        found = orders.get(name)
+        if found is None:
+            found = make()
             if len(orders) >= _MOST_ORDERS:
                 orders.pop(next(iter(orders)), None)
-            orders[name] = make()  # type: ignore[operator]
-        return orders[name]
+            orders[name] = found
+        return found
 
     def _sorted(self, ranking: Ranking) -> Indices:
         import numpy as np

@@ -12,7 +12,7 @@ from capfilt.browser.history import history
 from capfilt.browser.previews import Applied
 from capfilt.browser.said import Labels
 from capfilt.browser.shards import ROW_BITS, ManifestReader
-from capfilt.browser.store import open_store
+from capfilt.browser.store import ClosedError, open_store
 from capfilt.browser.thumbnails import Picture, Thumbnail, Thumbnails, max_pixels_of
 from capfilt.browser.trials import Trials
 from capfilt.errors import CapfiltError
@@ -65,7 +65,14 @@ class RunView:
         trials = Trials(store)
         view = cls(run, store, trials, Labels(store, trials))
         view._labels.refresh()
+        threading.Thread(target=view._sort_ahead, daemon=True, name="capfilt-sort").start()
         return view
+
+    def _sort_ahead(self) -> None:
+        try:
+            self.trials.sort_ahead()
+        except (CapfiltError, ClosedError):
+            return  # whoever asks for these rows is told
 
     def close(self) -> None:
         """Free the memory."""

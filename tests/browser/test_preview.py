@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from capfilt.browser.proposal import Proposal
 from capfilt.browser.quality import wilson
 from capfilt.browser.selection import Selection
+from capfilt.browser.store import ClosedError
 from capfilt.browser.view import RunView
 from capfilt.cli.main import app
 from capfilt.errors import CapfiltError
@@ -240,6 +241,15 @@ def test_a_second_step_of_a_slider_asks_no_database_and_reads_no_file(
     for threshold in ("0.51", "0.52", "0.53"):
         view.preview(Proposal(itm=threshold, per_image=1))
     assert view.store.queries == before
+
+
+def test_the_best_score_is_sorted_before_a_slider_asks(run: RunDir) -> None:
+    view = RunView.open(run)
+    view.trials.sort_ahead()
+    assert {f"{FILTER} itm", f"{FILTER} itm by picture"} <= view.store.columns().orders.keys()
+    view.close()
+    with pytest.raises(ClosedError):
+        view.preview(Proposal(itm="0.5"))
 
 
 def test_grid_and_preview_judge_a_proposal_once(view: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
