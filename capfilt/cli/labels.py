@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -159,6 +158,7 @@ def _words(estimate: Estimate) -> str:
 def _write(records: Sequence[Mapping[str, str]], out: Path | None, *, json: bool, following: str) -> None:
     """Write labels as CSV to a file or to stdout; a terminal, which is no file, is shown escapes."""
     from capfilt.files import whole_file
+    from capfilt.provenance.csv_cells import csv_line
     from capfilt.provenance.label_files import FOR_PEOPLE, cells
 
     if json and out is None:
@@ -170,13 +170,12 @@ def _write(records: Sequence[Mapping[str, str]], out: Path | None, *, json: bool
     ]
     if out is not None:
         with whole_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(cells(records))
+            file.writelines(map(csv_line, cells(records)))
         if json:
             print_json({"file": str(out), "rows": len(records), "next_command": following})
         else:
             print_next(following)
     else:
         is_shown = sys.stdout.isatty()
-        writer = csv.writer(sys.stdout, lineterminator="\n")
         for row in cells(records):
-            writer.writerow([visible(cell) for cell in row] if is_shown else row)
+            sys.stdout.write(csv_line(map(visible, row) if is_shown else row))

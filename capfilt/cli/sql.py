@@ -7,7 +7,6 @@ gets an apostrophe.
 
 from __future__ import annotations
 
-import csv
 import json as jsonlib
 import math
 import sys
@@ -133,13 +132,13 @@ def _print_json(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None
 
 def _print_csv(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
     """Write the rows for a spreadsheet; a terminal, which is no file, is shown escapes instead."""
-    from capfilt.provenance.csv_cells import as_cell
+    from capfilt.provenance.csv_cells import as_cell, csv_line
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
     shown = visible if sys.stdout.isatty() else as_cell
     for row in chain([columns], rows):
         # A text may also stand in a list or a struct.
-        writer.writerow([value if isinstance(value, _NUMBERS) else shown(str(value)) for value in row])
+        cells = (value if isinstance(value, _NUMBERS) else shown(str(value)) for value in row)
+        sys.stdout.write(csv_line(cells))
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:
