@@ -1,7 +1,8 @@
 """What a query of the page asks for, and the address that says the same in the fewest words.
 
 Everything that is looked at stands in the address. A form sends all its fields, most of them empty or as they
-are in the policy in force; such ones are left out of the address.
+are in the policy in force; such ones are left out of the address. To propose what is in force is to propose
+nothing.
 """
 
 from __future__ import annotations
@@ -42,8 +43,12 @@ class Wanted:
         """Return what a query or a form asks for; CapfiltError for values that are none."""
         offset = next((value for name, value in query if name == "offset"), "")
         proposal = Proposal.read([*query, *_further(query)])
-        if any(name == FORM for name, _ in query):
-            proposal = _of_form(proposal, facets, in_force)
+        known = proposal_of(in_force)
+        # What ranks follows from the rest where it is not given.
+        if replace(proposal, by=proposal.by or known.by, texts="best") == known:
+            proposal = Proposal(texts=proposal.texts)
+        elif not proposal.is_given and any(name == FORM for name, _ in query):
+            proposal = _without_rules(proposal, facets)
         whole = int(offset) if offset.isdecimal() and len(offset) < 12 else 0
         return cls(Selection.read(query), proposal, whole)
 
@@ -98,18 +103,12 @@ def threshold_of(proposal: Proposal, column: str) -> str:
     return ""
 
 
-def _of_form(proposal: Proposal, facets: Facets, in_force: Policy | None) -> Proposal:
-    """Return what a form means: nothing where it is as the policy in force, and no rule where it has none."""
-    texts = Proposal(texts=proposal.texts)
-    known = proposal_of(in_force)
-    # What ranks follows from the rest where it is not given.
-    if replace(proposal, by=known.by if proposal.by is None else proposal.by, texts="best") == known:
-        return texts
-    if proposal.is_given or not facets.columns:
-        return proposal
+def _without_rules(proposal: Proposal, facets: Facets) -> Proposal:
+    """Return what a form without any rule means: all that is scored, and not what is in force."""
     own = [one for one in facets.columns if Measure.of_column(one.name).filter is None]
-    best = own[0] if own else facets.columns[0]
-    everything: dict[str, Any] = {Measure.of_column(best.name).score: threshold_text(best.low)}
+    if not own:
+        return proposal
+    everything: dict[str, Any] = {own[0].name: threshold_text(own[0].low)}
     return replace(proposal, **everything)
 
 

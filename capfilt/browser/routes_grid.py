@@ -59,7 +59,8 @@ def grid_page(request: Request) -> HTMLResponse:
     facets, newest = site.view.facets(), newest_policy(site.run)
     in_force = None if newest is None else newest[1]
     wanted = Wanted.read(request.query_params.multi_items(), facets, in_force)
-    values = _values(site, facets, wanted)
+    may_wait = "hx-request" in request.headers
+    values = _values(site, facets, wanted, may_wait=may_wait)
     if wants_part(request):
         part = site.page("grid_part.html", "/", **values)
         part.headers["hx-replace-url"] = wanted.address(offset=wanted.offset)
@@ -86,25 +87,38 @@ def _apply(site: Site, fields: list[tuple[str, str]]) -> HTMLResponse:
     return answer
 
 
-def _values(site: Site, facets: Facets, wanted: Wanted) -> dict[str, Any]:
-    """Return what the page's templates read."""
+def _values(site: Site, facets: Facets, wanted: Wanted, *, may_wait: bool) -> dict[str, Any]:
+    """Return what the page's templates read.
+
+    While texts and scores are still being loaded there are no counts, unless one `may_wait`: pictures come
+    first, and the page asks for the rest.
+    """
     proposal = wanted.proposal if wanted.proposal.is_given else None
-    values: dict[str, Any] = {"facets": facets, "wanted": wanted, "in_force": None, "preview": None}
+    values: dict[str, Any] = {"facets": facets, "wanted": wanted, "preview": None, "sliders": []}
     if facets.samples:
-        limit = PICTURES
-        grid = site.view.grid(wanted.selection, wanted.offset, limit, proposal)
-        preview = site.view.preview(wanted.proposal)
+        grid = site.view.grid(wanted.selection, wanted.offset, PICTURES, proposal)
+        following = wanted.offset + PICTURES
         values |= {
             "grid": grid,
-            "preview": preview,
-            "counted": by_source(preview),
-            "reasons": by_reason(preview),
-            "sliders": _sliders(facets, preview, wanted.proposal),
-            "in_force": site.in_force() if proposal is not None and facets.policy else None,
-            "previous": max(0, wanted.offset - limit) if wanted.offset else None,
-            "following": wanted.offset + limit if wanted.offset + limit < grid.total else None,
+            "previous": max(0, wanted.offset - PICTURES) if wanted.offset else None,
+            "following": following if following < grid.total else None,
         }
+        if may_wait or facets.is_complete:
+            values |= _counted(site, facets, wanted)
     return {**values, **_choices(facets, wanted), "bars": bars, "card_id": card_id}
+
+
+def _counted(site: Site, facets: Facets, wanted: Wanted) -> dict[str, Any]:
+    """Return what follows from the verdicts of every text."""
+    preview = site.view.preview(wanted.proposal)
+    is_draft = wanted.proposal.is_given and facets.policy is not None
+    return {
+        "preview": preview,
+        "counted": by_source(preview),
+        "reasons": by_reason(preview),
+        "sliders": _sliders(facets, preview, wanted.proposal),
+        "in_force": site.in_force() if is_draft else None,
+    }
 
 
 def _choices(facets: Facets, wanted: Wanted) -> dict[str, Any]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import uvicorn
     from starlette.types import ASGIApp
@@ -40,14 +42,53 @@ def serve(run: RunDir, *, port: int, is_listening: Callable[[str], None]) -> Non
     from capfilt.browser.app import create_app
 
     token = secrets.token_urlsafe(24)
-    app = create_app(run, token)
-    with listening(port) as listener:
-        is_listening(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
+    with _interrupts() as interrupts:
+        app = create_app(run, token)
         try:
-            server_of(app).run(sockets=[listener])
-        except KeyboardInterrupt:
-            # How a page ends that is no longer looked at.
-            return
+            with listening(port) as listener:
+                is_listening(f"http://{ADDRESS}:{listener.getsockname()[1]}/#token={token}")
+                interrupts.end(server := server_of(app))
+                server.run(sockets=[listener])
+        finally:
+            app.state.site.view.close()
+
+
+class _Interrupts:
+    """Ctrl-C, which ends a page by its server's end and never in the middle of something.
+
+    A run's rows are read by threads, and Python hangs or aborts where it ends while they import a library. So
+    an interrupt is remembered until there is a server to end; whoever insists is heard at once.
+    """
+
+    def __init__(self) -> None:
+        self._server: uvicorn.Server | None = None
+        self._is_interrupted = False
+
+    def end(self, server: uvicorn.Server) -> None:
+        """Have an interrupt, one that came before too, end this server."""
+        self._server = server
+        server.should_exit = self._is_interrupted
+
+    def hear(self, _number: int, _frame: object) -> None:
+        """Take a signal."""
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        self._is_interrupted = True
+        if self._server is not None:
+            self._server.should_exit = True
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    """Take Ctrl-C in our own way, and end quietly by it."""
+    interrupts = _Interrupts()
+    before = signal.signal(signal.SIGINT, interrupts.hear)
+    try:
+        yield interrupts
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:

@@ -79,7 +79,7 @@ def site_of(request: Request) -> Site:
 
 def wants_part(request: Request) -> bool:
     """Return whether a part of a page is asked for, by htmx, and not the page."""
-    return "hx-request" in request.headers
+    return request.headers.get("hx-request-type") == "partial"
 
 
 async def fields_of(request: Request) -> list[tuple[str, str]]:

@@ -62,7 +62,7 @@ class Served:
         """Send a request; `host="evil.example"` names another host, `part="1"` asks as htmx does."""
         sent = {"Host": self.host}
         if headers.pop("part", None):
-            sent["HX-Request"] = "true"
+            sent |= {"HX-Request": "true", "HX-Request-Type": "partial"}
         sent |= {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
         sent = {name.title() if name != "host" else "Host": value for name, value in sent.items()}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)

@@ -20,7 +20,7 @@ COLUMNS = [
     ScoreColumn("itc", "ITC", -1, 1, -0.5, 0.5, False),
     ScoreColumn("itc_0123abcd", "ITC by filter 0123abcd", -1, 1, -0.5, 0.5, False),
 ]
-FACETS = Facets(9, 9, 9, {}, {}, {}, [], COLUMNS, [FILTER], [1], {}, {}, 1, "")
+FACETS = Facets(9, 9, 9, {}, {}, {}, [], COLUMNS, [FILTER], [1], {}, {}, 1, "", True)
 IN_FORCE = Policy((AtLeast("itm", 0.123456789), PerImage(1, "itm")), FILTER)
 
 

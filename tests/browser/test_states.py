@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from made_run import FILTER, made_run, started_run
 from provenance_rows import commit, shard
 from serving import served
 
+from capfilt.browser.view import RunView
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, newest_policy, write_policy
 from capfilt.provenance.rundir import StageRecord, lock, save_stage
 
@@ -129,9 +131,36 @@ def test_a_policy_that_was_written_elsewhere_is_in_force_at_the_next_look(tmp_pa
         assert '<option value="1" selected>' in answer.text
 
 
+def test_pictures_are_shown_before_all_scores_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = RunView.facets
+    monkeypatch.setattr(RunView, "facets", lambda view: replace(whole(view), is_complete=False))
+    with served(made_run(tmp_path / "run")) as page:
+        first = page.ask("/?judge.itm=0.75&source=web")
+        assert "Scores are being read" in seen(first)
+        assert "5 texts; what is kept of them is being counted" in seen(first)
+        assert "IMG_0042.JPG" in seen(first)
+        rest = html.unescape(re.findall(r'hx-get="([^"]*)" hx-trigger="load"', first.text)[0])
+        assert rest == "/?source=web&judge.itm=0.75"
+        counted = page.ask(rest, hx_request="true", hx_request_type="full")
+        assert "2 of 5 texts kept" in seen(counted)
+        assert 'id="workbench"' in counted.text
+        assert "being read" not in seen(counted)
+
+
 def moved(page: Served, **fields: str) -> Answer:
     query = "&".join(f"judge.{name}={value}" for name, value in fields.items())
     return page.ask(f"/?form=1&{query}", part="1")
+
+
+def test_a_link_to_what_is_in_force_is_no_draft(tmp_path: Path) -> None:
+    with served(made_run(tmp_path / "run")) as page:
+        assert "A draft" in seen(page.ask("/?judge.itm=0.75"))
+        assert page.write("/apply", {"judge.itm": "0.75"}).status == 200
+        shown = seen(page.ask("/?judge.itm=0.75"))
+        assert "A draft" not in shown
+        assert "Policy 2 is in force" in shown
 
 
 def test_a_part_says_where_it_stands_in_the_fewest_words(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_the_first_line_is_the_address_and_ctrl_c_ends_quietly(tmp_path: Path) -
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0
         assert out == ""
+        assert err == "open this address in a browser on this machine; Ctrl-C ends it\n"
+
+
+@pytest.mark.parametrize("wait_s", [0, 0.05, 0.2])
+def test_ctrl_c_ends_it_quietly_while_it_still_reads_the_run(tmp_path: Path, wait_s: float) -> None:
+    run = made_run(tmp_path / "run")
+    with browsing(run.path, "--no-open") as (process, _):
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0
         assert err == "open this address in a browser on this machine; Ctrl-C ends it\n"
 
 
