@@ -146,6 +146,16 @@ class Card(Settings):
     """Versions of the libraries that trained it."""
 
     @property
+    def digest(self) -> str:
+        """What rows and policies know the model by.
+
+        Of a model of capfilt's own that is its weights: what else its numbers depend on is a setting, and
+        recorded as one. Other software reads preprocessing, tokenizer and template from the files beside the
+        weights, so that the same weights may be another model: such a one is known by its `identity`.
+        """
+        return identity(self) if isinstance(self.model, Foreign) else self.weights
+
+    @property
     def med(self) -> Model:
         """How MED is built; raises CapfiltError for a model that is none."""
         if not isinstance(self.model, Model):

@@ -144,7 +144,11 @@ MODELS = Table(
     "models",
     "one row a model that wrote or scored something in this run, or that a training started from",
     (
-        Column("model", "string", "digest of the weights"),
+        Column(
+            "model",
+            "string",
+            "digest of the weights; of a model that other software runs, of its other files and options too",
+        ),
         Column("kind", "string", "captioner, filter or joint"),
         Column("path", "string", "bundle it was read from"),
         Column("parent", "string", "digest of the model it was started from; null from scratch"),

@@ -116,7 +116,7 @@ def calibration_of(run: RunDir, digest: str) -> dict[str, Any] | None:
             # The run may have moved since, and its bundles with it.
             paths += [run.model(Path(row["path"]).name), Path(row["path"])]
     for path in paths:
-        if (path / CARD_FILE).exists() and read_card(path).weights == digest:
+        if (path / CARD_FILE).exists() and read_card(path).digest == digest:
             return read_calibration(path)
     for file in json_files(run.calibration):
         rows = read_json(file, mend=mend)

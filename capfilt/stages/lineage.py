@@ -33,7 +33,7 @@ def record_bundle(run: RunDir, path: Path) -> None:
     record_model(
         run,
         {
-            "model": card.weights,
+            "model": card.digest,
             "kind": card.kind,
             "path": str(path.absolute()),
             "parent": card.parent,
@@ -44,8 +44,8 @@ def record_bundle(run: RunDir, path: Path) -> None:
     )
     calibration = read_calibration(path)
     if calibration is not None:
-        rows = [{"model": card.weights, **row} for row in calibration["rows"]]
-        record_calibration(run, card.weights, rows)
+        rows = [{"model": card.digest, **row} for row in calibration["rows"]]
+        record_calibration(run, card.digest, rows)
     if (path / METRICS_FILE).exists():
         metrics = json.loads((path / METRICS_FILE).read_text(encoding="utf-8"))
         # By the bundle's name: a run may hold several joint models.

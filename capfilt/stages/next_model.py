@@ -113,7 +113,7 @@ class PretrainNext:
             "model": card.weights,
             "data": card.data,
             "export": facts["export"],
-            "captioner": read_card(captioner).weights if context.settings.recaption else None,
+            "captioner": read_card(captioner).digest if context.settings.recaption else None,
             "filter": policy[1].filter if policy is not None else None,
             "facts": facts,
         }

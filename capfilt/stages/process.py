@@ -101,8 +101,8 @@ class RecaptionAndScore:
         captioner = read_card(context.run.model("captioner")) if self.recaption else None
         filter_ = read_card(context.run.model("filter")) if self.score else None
         return {
-            "captioner": captioner.weights if captioner else None,
-            "filter": filter_.weights if filter_ else None,
+            "captioner": captioner.digest if captioner else None,
+            "filter": filter_.digest if filter_ else None,
             "matching": filter_.conventions.matching(settings.filter).model_dump(mode="json")
             if filter_
             else None,

@@ -66,7 +66,7 @@ def score_run(run: RunDir, source: Path, settings: Bootstrap, engine: Engine, pr
         stage = ScoreAgain(bundle)
         with recorded(stage, context) as ended:
             ended.append(stage.run(context))
-    return read_card(bundle).weights
+    return read_card(bundle).digest
 
 
 def _further_filter(
@@ -97,7 +97,7 @@ class ScoreAgain:
         """Return what the scores depend on."""
         card = read_card(self.filter)
         return {
-            "filter": card.weights,
+            "filter": card.digest,
             "matching": card.conventions.matching(context.settings.filter).model_dump(mode="json"),
             "device": context.devices[0].partition(":")[0],
             "precision": context.precision,

@@ -53,8 +53,8 @@ class Filters:
         """Return the digest of a filter by its first digits, or by its name in the run's models."""
         matches = [digest for digest in self.digests if digest.startswith(name)]
         if len(matches) != 1 and (self.run.model(name) / CARD_FILE).exists():
-            weights = read_card(self.run.model(name)).weights
-            matches = [digest for digest in self.digests if digest == weights]
+            own = read_card(self.run.model(name)).digest
+            matches = [digest for digest in self.digests if digest == own]
         if len(matches) != 1:
             raise CapfiltError(
                 f"{self.run.path} was not scored by a filter {name}",

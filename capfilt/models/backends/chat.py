@@ -79,7 +79,7 @@ def check(folder: Path, options: Mapping[str, Any]) -> None:
 def captioner(bundle: Path, card: Card, device: str, precision: str) -> ChatCaptioner:
     """Return the captioner of a bundle, whose files are looked at; raises as `ChatCaptioner` does."""
     check_files(bundle, card.files)
-    return ChatCaptioner(bundle, card.weights, device, precision, **card.foreign.options)
+    return ChatCaptioner(bundle, card.digest, device, precision, **card.foreign.options)
 
 
 class ChatCaptioner:

@@ -60,7 +60,7 @@ def check(folder: Path, options: Mapping[str, Any]) -> None:
 def filter(bundle: Path, card: Card, device: str, precision: str) -> DualEncoderFilter:
     """Return the filter of a bundle, whose files are looked at; raises as `DualEncoder` does."""
     check_files(bundle, card.files)
-    return DualEncoderFilter(DualEncoder(bundle, device, precision), card.weights)
+    return DualEncoderFilter(DualEncoder(bundle, device, precision), card.digest)
 
 
 class DualEncoder:

@@ -80,13 +80,13 @@ def roles(file: Path) -> tuple[Kind, ...]:
 def captioner(bundle: Path, card: Card, device: str, precision: str) -> OwnCaptioner:
     """Return the captioner that a bundle's file makes; CapfiltError, with file and line, where it fails."""
     own = _Own.load(bundle, card, device, precision)
-    return OwnCaptioner(own, card.weights)
+    return OwnCaptioner(own, card.digest)
 
 
 def filter(bundle: Path, card: Card, device: str, precision: str) -> OwnFilter:
     """Return the filter that a bundle's file makes; CapfiltError, with file and line, where it fails."""
     own = _Own.load(bundle, card, device, precision)
-    return OwnFilter(own, card.weights, card.objectives)
+    return OwnFilter(own, card.digest, card.objectives)
 
 
 class OwnCaptioner:

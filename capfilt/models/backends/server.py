@@ -141,7 +141,7 @@ class ServerCaptioner:
     """Writes captions by asking a server, several requests at a time."""
 
     def __init__(self, card: Card, settings: Server) -> None:
-        self.digest = card.weights
+        self.digest = card.digest
         told = card.foreign.options["told"]
         self._url: str = card.foreign.asked["url"]
         self._settings = settings
