@@ -104,6 +104,24 @@ def longest_text(model: Any) -> int | None:
     return int(places) if places else None
 
 
+def check_places(model: Any, queries: int, max_tokens: int, *, texts: int = 1) -> None:
+    """Refuse `texts` of up to `max_tokens` each, in one row after the queries, that a model cannot place.
+
+    An encoder and its decoder have places of their own, so that there a text never stands after another.
+    Raises CapfiltError that says how long texts may be: a table of positions would end a training, or a
+    worker, with the first text that is too long.
+    """
+    places = longest_text(model)
+    texts = 1 if model.config.is_encoder_decoder else texts
+    if places is None or queries + texts * max_tokens <= places:
+        return
+    what = f"{max_tokens} tokens" if texts == 1 else f"{texts} texts of {max_tokens} tokens"
+    raise CapfiltError(
+        f"{queries} queries and {what} stand in one row, and the language model has {places} places",
+        fix=f"set model.language.max_tokens to {max(0, places - queries) // texts} or lower",
+    )
+
+
 @dataclass
 class Continued:
     """A language model in the middle of texts, a row each, that began with states in front.

@@ -17,6 +17,7 @@ from capfilt.models.frozen import FrozenImageEncoder
 from capfilt.models.language_model import (
     Continued,
     build_language_model,
+    check_places,
     decoder_start,
     embedding_width,
     recompute_layers,
@@ -103,7 +104,8 @@ class SoftPrompted(Learner):
         """Return what the queries found in image states: (images, queries, Q-Former width).
 
         With an instruction, a row for each image in the Q-Former's own vocabulary, queries and instruction
-        see each other (InstructBLIP, section 2.3); the instruction's own states go no further.
+        see each other (InstructBLIP, section 2.3); the instruction's own states go no further. Computed in
+        the numbers of its weights, whatever the rest is in: in half precision the Q-Former is unstable.
         """
         self.qformer_passes += len(states)
         queries = self.query_tokens.expand(len(states), -1, -1)
@@ -116,12 +118,15 @@ class SoftPrompted(Learner):
         if instruction is not None:
             ones = instruction.real.new_ones(len(states), self.queries)
             inputs["attention_mask"] = torch.cat([ones, instruction.real], 1).long()
-        found: Tensor = self.qformer(**inputs).last_hidden_state
+        with torch.autocast(states.device.type, enabled=False):
+            found: Tensor = self.qformer(**inputs).last_hidden_state
         return found[:, : self.queries]
 
     def soft_prompts(self, states: Tensor, instruction: Words | None = None) -> Tensor:
         """Return what stands before the text in the language model: (images, queries, language width)."""
-        prompts: Tensor = self.language_projection(self.query_states(states, instruction))
+        found = self.query_states(states, instruction)
+        with torch.autocast(states.device.type, enabled=False):
+            prompts: Tensor = self.language_projection(found)
         return prompts
 
     def logits(self, prompts: Tensor, words: Words) -> Tensor:
@@ -142,6 +147,7 @@ class SoftPrompted(Learner):
         tokens), whose first is `decoder_start`: targets shifted by one to the right. Padding follows a text.
         """
         embedded, seen = self._with_prompts(prompts, read)
+        check_places(self.language_model, 0, decoder_ids.shape[1])
         logits: Tensor = self.language_model(
             inputs_embeds=embedded, attention_mask=seen, decoder_input_ids=decoder_ids, use_cache=False
         ).logits
@@ -159,6 +165,7 @@ class SoftPrompted(Learner):
         embeddings = self.language_model.get_input_embeddings()
         embedded = prompts.to(embeddings.weight.dtype)
         seen = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
+        check_places(self.language_model, embedded.shape[1], 0 if words is None else words.ids.shape[1])
         if words is None:
             return embedded, seen
         return torch.cat([embedded, embeddings(words.ids)], 1), torch.cat([seen, words.real.long()], 1)

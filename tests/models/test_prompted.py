@@ -18,7 +18,7 @@ from small_language import (
 )
 
 from capfilt.errors import CapfiltError
-from capfilt.models.language_model import build_language_model
+from capfilt.models.language_model import build_language_model, check_places
 from capfilt.models.prompted import SoftPrompted, Words, read_instructions
 
 if TYPE_CHECKING:
@@ -242,3 +242,52 @@ def test_a_config_that_is_no_language_model_is_refused(config: dict[str, Any]) -
     with pytest.raises(CapfiltError, match="language") as refused:
         build_language_model(config)
     assert "bundles.language" in refused.value.fix
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_queries_and_the_map_after_them_stay_in_fp32_where_the_rest_is_in_bf16(
+    kind: LanguageKind, family: Family, folders: dict[str, Path]
+) -> None:
+    model = small_prompted(small_structure(kind, folders[kind], family), READER).train()
+    pixels, asked = some_pixels(), padded([3, 7, 5], READER, seed=1) if family == "instructblip" else None
+    narrow = []
+
+    def note(module: torch.nn.Module, _: Any, made: Tensor) -> None:
+        if made.dtype != torch.float32:
+            narrow.append(module)
+
+    between = [*model.qformer.modules(), model.language_projection]
+    for module in between:
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(note)
+    states = model.encode_image(pixels)
+    plain = model.soft_prompts(states, asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.soft_prompts(states, asked)
+        inside = model.vision_model.post_layernorm.weight @ model.vision_model.post_layernorm.weight[:, None]
+    assert inside.dtype == torch.bfloat16  # autocast is on around them
+    assert narrow == []
+    assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_a_text_that_the_language_model_has_no_places_for_is_refused_in_words(
+    kind: LanguageKind, folders: dict[str, Path]
+) -> None:
+    model = small_prompted(small_structure(kind, folders[kind]), READER)
+    prompts = model.soft_prompts(model.encode_image(some_pixels(1)))
+    whole = 48 - model.queries
+    assert model.logits(prompts, padded([whole], 40)).shape[1] == 48
+    with pytest.raises(CapfiltError, match=r"3 queries and 46 tokens .* 48 places") as refused:
+        model.logits(prompts, padded([whole + 1], 40))
+    assert "model.language.max_tokens to 45" in refused.value.fix
+    check_places(model.language_model, model.queries, 22, texts=2)
+    with pytest.raises(CapfiltError, match="2 texts of 23 tokens") as refused:
+        check_places(model.language_model, model.queries, 23, texts=2)
+    assert "to 22 or lower" in refused.value.fix
+
+
+def test_t5_has_places_for_any_text(folders: dict[str, Path]) -> None:
+    model = small_prompted(small_structure("t5", folders["t5"]), READER)
+    check_places(model.language_model, model.queries, 10_000, texts=2)
