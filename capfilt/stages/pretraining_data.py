@@ -12,10 +12,12 @@ from capfilt.data.stream import Stream
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     import torch
 
+    from capfilt.data.instructions.example import Example
     from capfilt.data.instructions.registry import Dataset
     from capfilt.settings import Images
     from capfilt.stages.families import Begun
@@ -123,7 +125,7 @@ class Instructions:
     def __init__(self, job: PretrainingJob) -> None:
         """Read the annotations; CapfiltError where no data set can be trained on."""
         from capfilt.data.instructions.registry import read_registry
-        from capfilt.training.instructed import Task, split_tasks
+        from capfilt.training.instructed import Task, picture_digests, split_tasks
 
         assert job.instructions is not None
         self._job = job
@@ -136,16 +138,17 @@ class Instructions:
                 "datasets` lists the names and which reader each takes",
             )
         read = [self._read(one) for one in self._datasets]
-        placed = {"annotations", "images", "source"}
-        self._digest = digest_of(
-            [[one.dataset.model_dump(mode="json", exclude=placed), one.digest] for one in read]
-        )
         tasks = [
             Task(one.dataset.name, one.examples, registry.categories[one.dataset.category].parsed())
             for one in read
         ]
         self._templates = {task.name: [template.text for template in task.templates] for task in tasks}
-        self._train, self._held_out = split_tasks(tasks, job.clean, seed=job.seed)
+        pictures = picture_digests(tasks, threads=job.decoders)
+        placed = {"annotations", "images", "source"}
+        self._digest = digest_of(
+            [[one.dataset.model_dump(mode="json", exclude=placed), _digest(one, pictures)] for one in read]
+        )
+        self._train, self._held_out = split_tasks(tasks, job.clean, pictures, seed=job.seed)
         refused: Counter[str] = Counter()
         for one in read:
             refused.update(one.refused)
@@ -155,10 +158,7 @@ class Instructions:
         from capfilt.data.instructions.reading import read_examples
 
         reading = read_examples(dataset)
-        plain = [
-            [one.id, one.image.name, sorted(one.parts.items()), list(one.outputs)] for one in reading.examples
-        ]
-        return _ReadSet(dataset, reading.examples, digest_of(plain), Counter(reading.refused))
+        return _ReadSet(dataset, reading.examples, Counter(reading.refused))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -203,9 +203,15 @@ class _ReadSet:
     """A data set whose files were read."""
 
     dataset: Dataset
-    examples: Any
-    digest: str
+    examples: list[Example]
     refused: Counter[str]
+
+
+def _digest(read: _ReadSet, pictures: Mapping[Path, str]) -> str:
+    """Return the digest of what is learnt of a data set: texts, and the bytes of pictures."""
+    return digest_of(
+        [[one.id, pictures[one.image], sorted(one.parts.items()), list(one.outputs)] for one in read.examples]
+    )
 
 
 def _count(tasks: list[Task]) -> int:

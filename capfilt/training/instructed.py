@@ -7,6 +7,7 @@ one would.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ from capfilt.training.parallel import ALONE, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -53,34 +55,56 @@ class Task:
     templates: Sequence[Template]
 
 
-def split_tasks(tasks: Sequence[Task], settings: Clean, *, seed: int) -> tuple[list[Task], list[Task]]:
-    """Return what is trained on and what is held out; all examples of a picture file are on one side.
+def split_tasks(
+    tasks: Sequence[Task], settings: Clean, pictures: Mapping[Path, str], *, seed: int
+) -> tuple[list[Task], list[Task]]:
+    """Return what is trained on and what is held out; all examples of a picture are on one side.
 
-    Pictures are held out in a drawn order until their examples reach the share that `settings` asks for. Of
-    two pictures or more at least one is held out and one is not; a task may be empty on one side.
+    `pictures` are the digests of the files' bytes (`picture_digests`), so that one picture in two folders is
+    one, and the split is the same wherever the folders lie. They are held out in a drawn order until their
+    examples reach the share that `settings` asks for. Of two pictures or more at least one is held out and
+    one is not; a task may be empty on one side.
     """
-    every = Counter(example.image for task in tasks for example in task.examples)
-    pictures = sorted(every)
+    every = Counter(pictures[example.image] for task in tasks for example in task.examples)
+    digests = sorted(every)
     examples = sum(every.values())
     wanted = min(settings.held_out_most, max(1, round(examples * settings.held_out)))
     outside, found = set(), 0
-    for number in permutation(len(pictures), "held out instructions", seed)[: len(pictures) - 1]:
+    for number in permutation(len(digests), "held out instructions", seed)[: len(digests) - 1]:
         if found >= wanted:
             break
-        outside.add(pictures[number])
-        found += every[pictures[number]]
+        outside.add(digests[number])
+        found += every[digests[number]]
 
     def side(is_outside: bool) -> list[Task]:
         return [
             Task(
                 task.name,
-                [example for example in task.examples if (example.image in outside) == is_outside],
+                [one for one in task.examples if (pictures[one.image] in outside) == is_outside],
                 task.templates,
             )
             for task in tasks
         ]
 
     return side(False), side(True)
+
+
+def picture_digests(tasks: Sequence[Task], *, threads: int = 0) -> dict[Path, str]:
+    """Return the sha256 of the bytes of each picture that some example is about, by its file.
+
+    Each file is read once. One that cannot be read, which a training counts when it is met, is known by its
+    name.
+    """
+    files = sorted({example.image for task in tasks for example in task.examples})
+
+    def digest(file: Path) -> str:
+        try:
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError:
+            return f"unreadable {file.name}"
+
+    return dict(zip(files, in_order(digest, files, threads=threads, ahead=4 * threads), strict=True))
 
 
 class Mixture:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from capfilt.data.instructions.example import Example
 from capfilt.data.instructions.templates import Template
 from capfilt.settings import Clean
-from capfilt.training.instructed import Mixture, Task, split_tasks
+from capfilt.training.instructed import Mixture, Task, picture_digests, split_tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,20 +78,52 @@ def test_a_picture_is_trained_on_or_held_out_whatever_is_asked_of_it(tmp_path: P
         Task("questions", examples_of("questions", shared, 3), ASKS),
         Task("captions", examples_of("captions", shared[:10]), ASKS),
     ]
-    train, held_out = split_tasks(tasks, Clean(held_out=0.2), seed=3)
+    named = {picture: picture.name for picture in shared}
+    train, held_out = split_tasks(tasks, Clean(held_out=0.2), named, seed=3)
     sides = [{example.image for task in side for example in task.examples} for side in (train, held_out)]
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == set(shared)
     found = sum(len(task.examples) for task in held_out)
     assert 14 <= found < 14 + 4  # 20% of 70; the last picture may have four examples
     assert [task.name for task in train] == [task.name for task in held_out] == ["questions", "captions"]
-    assert split_tasks(tasks, Clean(held_out=0.2), seed=3) == (train, held_out)
-    assert split_tasks(tasks, Clean(held_out=0.2), seed=4) != (train, held_out)
+    assert split_tasks(tasks, Clean(held_out=0.2), named, seed=3) == (train, held_out)
+    assert split_tasks(tasks, Clean(held_out=0.2), named, seed=4) != (train, held_out)
 
 
 def test_of_two_pictures_one_is_held_out_and_a_single_one_is_not(tmp_path: Path) -> None:
     for pictures, expected in ((2, 1), (1, 0)):
         examples = examples_of("some", [tmp_path / str(number) for number in range(pictures)])
-        train, held_out = split_tasks([Task("some", examples, ASKS)], Clean(held_out=0.9), seed=0)
+        train, held_out = split_tasks(
+            [Task("some", examples, ASKS)],
+            Clean(held_out=0.9),
+            {one.image: one.image.name for one in examples},
+            seed=0,
+        )
         assert len(held_out[0].examples) == expected
         assert len(train[0].examples) == 1
+
+
+def test_the_same_picture_in_two_folders_is_on_one_side_wherever_they_lie(tmp_path: Path) -> None:
+    held_out = []
+    for place, further in (("here", "captions"), ("moved/to", "a")):
+        folders = [tmp_path / place / name for name in ("questions", further)]
+        for number, folder in enumerate(folders):
+            folder.mkdir(parents=True)
+            for picture in range(12):
+                (folder / f"{picture + number}.png").write_bytes(b"picture %d" % picture)
+        tasks = [
+            Task(name, examples_of(name, sorted(folder.iterdir())), ASKS)
+            for name, folder in zip(("questions", "captions"), folders, strict=True)
+        ]
+        digests = picture_digests(tasks, threads=2)
+        sides = split_tasks(tasks, Clean(held_out=0.3), digests, seed=1)
+        seen = [{one.image.read_bytes() for task in side for one in task.examples} for side in sides]
+        assert not seen[0] & seen[1]
+        assert len(seen[0] | seen[1]) == len(set(digests.values())) == 12
+        held_out.append(seen[1])
+    assert held_out[0] == held_out[1]
+
+
+def test_a_picture_that_cannot_be_read_is_known_by_its_name(tmp_path: Path) -> None:
+    tasks = [Task("some", examples_of("some", [tmp_path / "gone.png"]), ASKS)]
+    assert picture_digests(tasks) == {tmp_path / "gone.png": "unreadable gone.png"}
