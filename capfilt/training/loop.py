@@ -1,8 +1,8 @@
 """The one training loop: captioner, filter and joint model differ in their phases, not in the code.
 
-Everything random is keyed by (seed, phase, step), so a checkpoint holds weights, optimizer, momentum encoder
-and counters and no generator: a training killed and started again ends with the weights of an undisturbed
-one.
+Everything random is keyed by (seed, phase, step), so a checkpoint holds trained weights, optimizer, momentum
+encoder and counters and no generator: a training killed and started again ends with the weights of an
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.files import whole_file
+from capfilt.training.frozen_parts import frozen_parts
 from capfilt.training.momentum import Momentum
 from capfilt.training.objectives import PAIRS, Losses, Objective, Setting
 from capfilt.training.optim import learning_rate, optimizer_of, soft_share, update
@@ -93,6 +94,8 @@ class Trainer:
     """Steps of the whole training after which `keep` is given the model as it is."""
     keep: Callable[[Trainer, int], None] = lambda *_: None
     record: Record = field(init=False)
+    _frozen: frozenset[str] = field(init=False)
+    """Names of what came with the model to stay as it is, by the model's own word."""
     _momentum: Momentum | None = None
     _phase: int = 0
     _step: int = 0
@@ -106,6 +109,7 @@ class Trainer:
         if not self.setting:
             self.setting = "pretrain" if self.name == "joint" else f"{self.name}_training"
         phases = [(phase, self.steps_of(phase)) for phase in self.training.phases]
+        self._frozen = frozen_parts(self.model)
         self.record = Record(phases, self.setting)
 
     @property
@@ -284,7 +288,7 @@ class Trainer:
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         # The losses of a step are those before it: its own update may have gone astray.
         for name, weights in self.model.named_parameters():
-            if not weights.isfinite().all():
+            if name not in self._frozen and not weights.isfinite().all():
                 raise self._diverged(f"{name} is not finite after step {self._step}")
         self.world.wait()
         if not self.world.leads:
@@ -296,7 +300,8 @@ class Trainer:
         """Return all that a training which goes on needs."""
         return {
             "fingerprint": self.fingerprint,
-            "model": self.model.state_dict(),
+            # What is frozen comes with the model again, and its digest is in the fingerprint.
+            "model": {name: one for name, one in self.model.state_dict().items() if name not in self._frozen},
             "optimizer": optimizer.state_dict(),
             "momentum": self._momentum.state_dict() if self._momentum is not None else None,
             "phase": self._phase,
@@ -320,7 +325,8 @@ class Trainer:
                 f"{state['step']} steps into phase {state['phase'] + 1}",
                 fix=f"give what it was begun with, or remove {self.checkpoint} to begin anew",
             )
-        self.model.load_state_dict(state["model"])
+        frozen = {name: one for name, one in self.model.state_dict().items() if name in self._frozen}
+        self.model.load_state_dict({**frozen, **state["model"]})
         self._phase, self._step = state["phase"], state["step"]
         self._matched_in_epoch = state["matched_in_epoch"]
         self._negatives_in_epoch = state["negatives_in_epoch"]

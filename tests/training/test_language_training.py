@@ -105,6 +105,18 @@ def test_a_training_that_was_killed_ends_with_the_weights_of_an_undisturbed_one(
 
 
 @pytest.mark.parametrize(("kind", "instructed"), CASES)
+def test_a_checkpoint_holds_what_is_trained_and_nothing_that_is_frozen(
+    kind: str, instructed: bool, tmp_path: Path
+) -> None:
+    one = trainer(tmp_path, kind, instructed)
+    one.run()
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    trained = {name for name, weights in one.model.named_parameters() if weights.requires_grad}
+    assert trained <= set(kept)
+    assert not [name for name in kept if name.startswith(("language_model.", "vision_model.e"))]
+
+
+@pytest.mark.parametrize(("kind", "instructed"), CASES)
 def test_a_loss_in_parts_is_recorded_as_that_of_the_whole_batch(
     kind: str, instructed: bool, tmp_path: Path
 ) -> None:
