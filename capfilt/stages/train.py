@@ -15,6 +15,7 @@ from capfilt.stages.judge import warnings_of
 from capfilt.stages.lineage import record_bundle
 from capfilt.stages.training_job import (
     TrainingJob,
+    check_joint_first,
     check_shared_vision,
     told_of_fresh_parts,
     train_model,
@@ -111,6 +112,7 @@ def models_to_train(settings: Bootstrap) -> list[TrainModels]:
         kinds.append("filter")
     if not kinds:
         return []
+    check_joint_first(settings)
     needs_joint = settings.pretrain is not None and given.init is None
     if given.init is None:
         check_parts(settings.model, given, kinds)

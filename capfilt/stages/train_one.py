@@ -15,6 +15,7 @@ from capfilt.stages.judge import warnings_of
 from capfilt.stages.training_job import (
     TrainingJob,
     are_trained,
+    check_joint_first,
     check_shared_vision,
     told_of_fresh_parts,
     train_model,
@@ -40,6 +41,7 @@ def train_one(
     """
     out = out.absolute()
     check_place(kind, out)
+    check_joint_first(settings)
     shards = tuple(find_shards(clean))
     init = settings.bundles.init
     begins_jointly = settings.pretrain is not None and init is None

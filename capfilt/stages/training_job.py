@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.bundle_files import BundleOf
     from capfilt.records import Shard
-    from capfilt.settings import Augment, Blip2, Bundles, Clean, Input, Training
+    from capfilt.settings import Augment, Blip2, Bootstrap, Bundles, Clean, Input, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
 
@@ -164,6 +164,17 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
         "threads": job.threads,
     }
     return _Material(beginning, pairs, train, held_out, facts)
+
+
+def check_joint_first(settings: Bootstrap) -> None:
+    """Refuse a pipeline that pre-trains no joint model where captioner and filter would start from one."""
+    if settings.pretrain is not None and settings.pretrains != "joint":
+        raise CapfiltError(
+            f"pipeline {settings.pipeline} pre-trains a {settings.pretrains}, and a captioner or a filter "
+            "that is trained on clean pairs starts from a joint model",
+            fix="give this pipeline to `capfilt pretrain`; to train on clean pairs, name another one, e.g. "
+            "--pipeline blip2_opt",
+        )
 
 
 def check_shared_vision(model: Model | Blip2, kind: Kind, *, starts_from_a_model: bool) -> None:

@@ -235,3 +235,14 @@ def test_a_bundle_of_the_same_kind_is_replaced(clean: str, tmp_path: Path) -> No
 
     assert first.weights != second.weights
     assert read_card(tmp_path / "a") == second
+
+
+@pytest.mark.parametrize("kind", ["captioner", "filter"])
+def test_a_pipeline_that_pre_trains_a_captioner_is_refused_before_any_work(
+    kind: Kind, clean: str, tmp_path: Path
+) -> None:
+    changes = {"pretrain": LM.model_dump(), "pretrains": "captioner", "pipeline": "blip2_stage2"}
+    with pytest.raises(CapfiltError, match="blip2_stage2 pre-trains a captioner") as refused:
+        _trained(kind, clean, tmp_path / "model", **changes)
+    assert "capfilt pretrain" in refused.value.fix
+    assert not list(tmp_path.iterdir())
