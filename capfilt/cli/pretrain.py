@@ -1,4 +1,4 @@
-"""`capfilt pretrain`: a joint model on pairs of any number, to fine-tune captioner and filter from."""
+"""`capfilt pretrain`: a model on pairs of any number, or on instruction data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def pretrain(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Pairs as WebDataset tars, raw or exported by capfilt: a file, a folder, or a quoted glob.",
+            help="Pairs as WebDataset tars, raw or exported by capfilt: a file, a folder, or a quoted glob. "
+            "For pipeline instructblip a registry of instruction data (.toml; see `capfilt datasets`).",
             show_default=False,
         ),
     ],
@@ -40,7 +41,8 @@ def pretrain(
         typer.Option(
             "--clean",
             metavar="CLEAN",
-            help="Clean pairs beside them, as WebDataset tars; a share of them is held out to measure.",
+            help="Clean pairs beside them, as WebDataset tars; a share of them is held out to measure. "
+            "Not with instruction data.",
             rich_help_panel="Input",
         ),
     ] = None,
@@ -55,7 +57,10 @@ def pretrain(
     json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Pre-train a joint model with ITC, ITM and LM (BLIP, section 3.2) and write it as a bundle.
+    """Pre-train a model and write it as a bundle; which one, the pipeline says.
+
+    A joint model with ITC, ITM and LM (pretrain_blip_base; blip2_stage1, a Q-Former), from which captioner
+    and filter are fine-tuned; or a captioner with a frozen language model (blip2_stage2, instructblip).
 
     The shards are streamed, so that there may be any number. Several processes train one model together:
     torchrun --nproc_per_node 8 -m capfilt pretrain ... --set compute.processes=8
