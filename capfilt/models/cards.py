@@ -187,6 +187,18 @@ class Card(Settings):
         return isinstance(self.model, Blip2) and self.model.family == "instructblip"
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The settings of `filter` that its scores depend on."""
+        if isinstance(self.model, Foreign):
+            return ()
+        return ("question",) if self.is_instructed else ("match_token", "clean_up")
+
+    def matching(self, chosen: Matching) -> dict[str, Any]:
+        """Return how it reads texts, as plain values: the choices that it heeds, what is open filled in."""
+        values = self.conventions.matching(chosen).model_dump(mode="json")
+        return {name: values[name] for name in self.reads if values[name] is not None}
+
+    @property
     def family(self) -> str:
         """What kind of model it is, in a word."""
         if isinstance(self.model, Model):

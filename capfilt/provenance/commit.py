@@ -74,11 +74,17 @@ def commit_shard(
 
 
 def commit_scores(
-    run: RunDir, shard: Shard, *, filter_digest: str, fingerprint: str, scores: list[Row]
+    run: RunDir,
+    shard: Shard,
+    *,
+    filter_digest: str,
+    fingerprint: str,
+    scores: list[Row],
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a further filter's scores of a committed shard as a file and a manifest of their own.
 
-    No other file is rewritten. RuntimeError where the shard is not committed, where it was scored by this
+    `facts` is what the scores of every shard depend on, as plain values (see `scored_by`). No other file is rewritten. RuntimeError where the shard is not committed, where it was scored by this
     filter when it was committed, or where a score has no caption.
     """
     base = _manifest(run, shard)
@@ -97,6 +103,7 @@ def commit_scores(
         "shard": shard.name,
         "ordinal": shard.ordinal,
         "fingerprint": fingerprint,
+        "facts": dict(facts or {}),
         "rows": {"scores": len(scores)},
         "filters": [filter_digest],
         "files": [_write_table(run, data, arrow_table(SCORES, scores))],
@@ -121,6 +128,20 @@ def manifests(run: RunDir) -> list[dict[str, Any]]:
     mend = "remove the file and give the run's command again: the shard is done anew"
     found = [read_json(path, mend=mend) for path in json_files(run.manifests)]
     return sorted(found, key=lambda m: (m["ordinal"], m["kind"] != "shard", m["filters"]))
+
+
+def scored_by(committed: Iterable[Mapping[str, Any]], digest: str) -> list[dict[str, Any]]:
+    """Return what a further filter's scores depend on, each of it once: several where shards differ.
+
+    `committed` are manifests. A scoring that was killed leaves shards of this start beside those of an older
+    one. Nothing is returned of the filter that scored a run when it was made: all of a run is made alike.
+    """
+    found: list[dict[str, Any]] = []
+    for manifest in committed:
+        facts = manifest.get("facts")
+        if facts and manifest["kind"] == "scores" and digest in manifest["filters"] and facts not in found:
+            found.append(facts)
+    return found
 
 
 def missing_files(run: RunDir, manifest: Mapping[str, Any]) -> list[Path]:

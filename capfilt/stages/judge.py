@@ -16,7 +16,8 @@ from capfilt.errors import CapfiltError
 from capfilt.evaluation.calibration import weak_scores
 from capfilt.models.cards import CARD_FILE, read_calibration, read_card
 from capfilt.provenance.catalog import open_catalog, pair_counts
-from capfilt.provenance.commit import manifests
+from capfilt.provenance.commit import manifests, scored_by
+from capfilt.provenance.differences import differences
 from capfilt.provenance.policy import AtLeast, Policy, newest_policy, write_policy
 from capfilt.provenance.rundir import RunDir, json_files, read_json
 from capfilt.records import BEST_FIRST, Measure, Source
@@ -68,8 +69,8 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
     `filter_digest` is a filter's first digits or its name in the run's models; by default the run's first.
     A run without scores keeps every caption; a rule is refused there, unless there is no caption at all.
     """
-    scored_by = filters_of(run)
-    if not scored_by:
+    filters_in = filters_of(run)
+    if not filters_in:
         shards = manifests(run)
         if judge.is_given and not shards:
             raise CapfiltError(
@@ -82,8 +83,23 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
                 fix=f"score it first: capfilt score {run.path} --filter MODEL",
             )
         return Policy()
-    filters = Filters.of(run, scored_by, filter_digest)
-    return Policy(rules_of(judge, filters, partial(calibration_of, run)), filters.chosen)
+    filters = Filters.of(run, filters_in, filter_digest)
+    policy = Policy(rules_of(judge, filters, partial(calibration_of, run)), filters.chosen)
+    _check_scored_alike(run, policy)
+    return policy
+
+
+def _check_scored_alike(run: RunDir, policy: Policy) -> None:
+    """Refuse scores of which some were measured in another way: a scoring was killed halfway."""
+    shards = manifests(run)
+    for digest in (policy.filter, *policy.further_filters):
+        if digest is None or len(ways := scored_by(shards, digest)) < 2:
+            continue
+        raise CapfiltError(
+            f"some shards were scored by filter {digest[:12]} in another way than others: "
+            + ", ".join(differences(*ways[:2])),
+            fix=f"give the last `capfilt score {run.path} --filter MODEL` again: it goes on where it stopped",
+        )
 
 
 def filters_of(run: RunDir) -> list[str]:

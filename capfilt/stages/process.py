@@ -103,9 +103,7 @@ class RecaptionAndScore:
         return {
             "captioner": captioner.digest if captioner else None,
             "filter": filter_.digest if filter_ else None,
-            "matching": filter_.conventions.matching(settings.filter).model_dump(mode="json")
-            if filter_
-            else None,
+            "matching": filter_.matching(settings.filter) if filter_ else None,
             "decoding": captioner.conventions.decoding(settings.decoding).model_dump(mode="json")
             if captioner
             else None,

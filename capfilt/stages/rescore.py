@@ -15,7 +15,7 @@ from capfilt.data.sources import read_bytes
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import CARD_FILE, identity, read_card
 from capfilt.provenance.catalog import open_catalog
-from capfilt.provenance.commit import commit_scores, committed, manifests
+from capfilt.provenance.commit import commit_scores, committed, manifests, scored_by
 from capfilt.provenance.rundir import RunDir, json_files, lock, next_start, recorded_facts, stage_rows
 from capfilt.records import Shard
 from capfilt.stages.bootstrap import recorded, resolve_devices, take_into_run
@@ -25,7 +25,7 @@ from capfilt.stages.lineage import record_bundle
 from capfilt.stages.shard import ShardCounts, load_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from capfilt.models.protocols import ImageBatch
     from capfilt.settings import Bootstrap, Matching
@@ -44,6 +44,8 @@ class ScoringJob:
     precision: str
     matching: Matching
     compiled: bool
+    facts: Mapping[str, Any]
+    """What the scores of every shard depend on."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ScoreAgain:
         card = read_card(self.filter)
         return {
             "filter": card.digest,
-            "matching": card.conventions.matching(context.settings.filter).model_dump(mode="json"),
+            "matching": card.matching(context.settings.filter),
             "device": context.devices[0].partition(":")[0],
             "precision": context.precision,
             "compile": context.settings.compute.compile,
@@ -136,6 +138,7 @@ class ScoreAgain:
                         context.precision,
                         context.settings.filter,
                         context.settings.compute.compile,
+                        facts,
                     )
                 )
         if jobs:
@@ -161,20 +164,27 @@ class ScoreAgain:
 
 
 def _check_reading(run: RunDir, facts: dict[str, Any]) -> None:
-    """Refuse to have the run's own filter read texts in another way: its scores are there and would stay."""
+    """Refuse to have a filter that scored this run, or some of its shards, read texts in another way.
+
+    Scores of two readings would stand in one column: those of the run's own filter stay, and those of a
+    further one are replaced shard by shard. What a refused or a killed start asked for has scored nothing,
+    so that manifests are believed here, and of the run's own pass its settings, which are the same every time.
+    """
     passes = [json.loads(row["settings"]) for row in stage_rows(run)]
-    for own in passes:
-        if (
-            "candidates" not in own
-            or own["filter"] != facts["filter"]
-            or own["matching"] == facts["matching"]
-        ):
+    before = [own for own in passes if "candidates" in own and own["filter"] == facts["filter"]]
+    for own in (*before, *scored_by(manifests(run), facts["filter"])):
+        if own["matching"] == facts["matching"]:
             continue
-        differing = [name for name, value in facts["matching"].items() if own["matching"][name] != value]
+        names = sorted({*own["matching"], *facts["matching"]})
+        differing = {name: own["matching"].get(name) for name in names}
+        differing = {n: value for n, value in differing.items() if value != facts["matching"].get(n)}
+        told = (
+            f"another filter.{n}={v}" if v is not None else f"no filter.{n}" for n, v in differing.items()
+        )
         raise CapfiltError(
-            f"filter {facts['filter'][:12]} has scored this run, and with another filter."
-            + ", filter.".join(f"{name}={own['matching'][name]}" for name in differing),
-            fix="give another --filter, or score the shards in a new run: capfilt score WEB --out RUN",
+            f"filter {facts['filter'][:12]} has scored this run, and with {', '.join(told)}",
+            fix="give the same again, or another --filter; or score the shards in a new run: "
+            "capfilt score WEB --out RUN",
         )
 
 
@@ -192,7 +202,12 @@ def score_shard(job: ScoringJob, device: str, tell: Tell) -> ShardCounts:
         images += len(stored)
         tell(images, images)
     commit_scores(
-        RunDir(job.run), job.shard, filter_digest=model.digest, fingerprint=job.fingerprint, scores=scores
+        RunDir(job.run),
+        job.shard,
+        filter_digest=model.digest,
+        fingerprint=job.fingerprint,
+        scores=scores,
+        facts=job.facts,
     )
     return ShardCounts(images, images)
 

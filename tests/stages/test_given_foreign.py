@@ -1,4 +1,4 @@
-"""Models that other software runs, in runs: what rows know them by, and what they may be asked another way."""
+"""Models that other software runs, in runs: what rows know them by, and how they are asked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import small_folders
 import world
 
 from capfilt.models.cards import identity, read_card
-from capfilt.provenance.rundir import RunDir
 from capfilt.stages.judge import filters_of
 from capfilt.stages.process import RecaptionAndScore
 from capfilt.stages.rescore import score_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from capfilt.provenance.rundir import RunDir
 
 WEB = world.REAL / "photos.tar"
 PASS = (RecaptionAndScore(),)

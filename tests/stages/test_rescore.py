@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import world
@@ -9,12 +9,16 @@ import world
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import read_card
 from capfilt.provenance.rundir import RunDir, lock, stage_rows
-from capfilt.settings import Judge
+from capfilt.settings import Blip2, Foreign, Judge, Matching
 from capfilt.stages.judge import filters_of, judge_run
-from capfilt.stages.rescore import score_run
+from capfilt.stages.process import RecaptionAndScore
+from capfilt.stages.rescore import score_run, score_shard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from capfilt.settings import Bootstrap
 
 RECORD = ("samples/*", "captions/*", "scores/*", "manifests/*", "policies/*")
 
@@ -124,3 +128,82 @@ def test_a_shard_whose_pictures_changed_is_not_scored_as_if_they_had_not(
 def test_a_run_that_is_in_use_is_not_scored(fresh: RunDir, bundles: dict[str, Path]) -> None:
     with lock(RunDir(fresh.path)), pytest.raises(CapfiltError, match="is in use by process"):
         _scored(fresh, bundles["second"], bundles)
+
+
+# -- how a filter reads texts is part of what its scores are
+
+
+@pytest.fixture
+def halves(bundles: dict[str, Path], tmp_path: Path) -> RunDir:
+    """A run of two shards, captioned and scored."""
+    web = tmp_path / "web"
+    web.mkdir()
+    for name in ("photos.tar", "noisy.tar"):
+        shutil.copyfile(world.REAL / name, web / name)
+    return world.run(tmp_path / "run", web, bundles, stages=(RecaptionAndScore(),)).run
+
+
+class Killed(world.InProcess):
+    """An engine that dies after the first shard that is scored."""
+
+    def run(self, work: Any, items: Sequence[Any], **how: Any) -> Iterator[tuple[int, Any]]:
+        for number, done in super().run(work, items, **how):
+            yield number, done
+            if work is score_shard:
+                raise KeyboardInterrupt
+
+
+def _read_by(match_token: str, bundles: dict[str, Path], **changes: Any) -> Bootstrap:
+    return world.settings(bundles, filter={"match_token": match_token}, **changes)
+
+
+def test_a_further_filter_that_scored_some_shards_is_not_asked_to_read_otherwise(
+    halves: RunDir, bundles: dict[str, Path]
+) -> None:
+    second = bundles["second"]
+    with pytest.raises(KeyboardInterrupt):
+        score_run(halves, second, _read_by("cls", bundles), Killed(), world.QUIET)
+    before = world.digests(halves.provenance, *RECORD)
+
+    with pytest.raises(CapfiltError, match=r"has scored this run, and with another filter\.match_token=cls"):
+        score_run(halves, second, _read_by("enc", bundles), world.InProcess(), world.QUIET)
+    assert world.digests(halves.provenance, *RECORD) == before
+
+    # What was refused left no word of its own: the first reading goes on, and is refused another one still.
+    digest = score_run(halves, second, _read_by("cls", bundles), world.InProcess(), world.QUIET)
+    [(pairs, scored)] = world.sql(
+        halves, "SELECT (SELECT count(*) FROM captions), count(*) FROM scores WHERE filter = ?", digest
+    )
+    assert scored == 2 * pairs
+    with pytest.raises(CapfiltError, match=r"another filter\.match_token=cls"):
+        score_run(halves, second, _read_by("enc", bundles), world.InProcess(), world.QUIET)
+
+
+def test_scores_of_which_some_were_measured_otherwise_are_not_judged(
+    halves: RunDir, bundles: dict[str, Path]
+) -> None:
+    second = bundles["second"]
+    digest = score_run(halves, second, _read_by("enc", bundles), world.InProcess(), world.QUIET)
+    judge_run(halves, Judge(itm="0.5"), filter_digest=digest)
+    others = _read_by("enc", bundles, compute={"batch_size": 3})
+    with pytest.raises(KeyboardInterrupt):
+        score_run(halves, second, others, Killed(), world.QUIET)
+
+    for judge, chosen in (Judge(itm="0.5"), digest), (Judge(also=(f"{digest}:itm=0.5",)), None):
+        with pytest.raises(CapfiltError, match="in another way than others: batch_size: ") as caught:
+            judge_run(halves, judge, filter_digest=chosen)
+        assert f"capfilt score {halves.path}" in caught.value.fix
+    judge_run(halves, Judge(itm="0.5"))  # the run's own filter
+
+    score_run(halves, second, others, world.InProcess(), world.QUIET)
+    judge_run(halves, Judge(itm="0.5"), filter_digest=digest)
+
+
+def test_a_filter_is_known_to_read_what_its_kind_can_heed(bundles: dict[str, Path]) -> None:
+    card = read_card(bundles["filter"])
+    asked = Matching(match_token="cls", question="Is it {text}?")
+    assert card.matching(asked) == {"match_token": "cls", "clean_up": "none"}
+    assert card.model_copy(update={"model": Foreign(backend="python")}).matching(asked) == {}
+    answers = card.model_copy(update={"model": Blip2(family="instructblip")})
+    assert answers.matching(asked) == {"question": "Is it {text}?"}
+    assert answers.matching(Matching()) == {}
