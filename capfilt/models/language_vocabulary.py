@@ -114,16 +114,12 @@ class LanguageVocabulary:
         del first
         return self._rows([self._ended([*self.begin, *ids], max_tokens) for ids in self._ids(texts)])
 
-    def encode_output(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return ids and `real` of texts that are written after others: as `encode`, nothing before them."""
-        return self._rows([self._ended(ids, max_tokens) for ids in self._ids(texts)])
+    def encode_output(self, texts: Sequence[str], max_tokens: int | None) -> tuple[Tensor, Tensor]:
+        """Return ids and `real` of texts that are written after others: as `encode`, nothing before them.
 
-    def encode_read(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return ids and `real` of texts that are read before others are written; see `prompt`.
-
-        A text longer than `max_tokens` is cut on the right (LAVIS).
+        Without `max_tokens` no text is cut.
         """
-        return self._rows([self._read(ids, max_tokens) for ids in self._ids(texts)])
+        return self._rows([self._ended(ids, max_tokens) for ids in self._ids(texts)])
 
     def prompt(self, text: str) -> list[int]:
         """Return the ids of what stands before a caption: what begins a text, and its words.
@@ -131,7 +127,7 @@ class LanguageVocabulary:
         An encoder reads a whole text, with what the tokenizer puts after it. A decoder-only model whose
         tokenizer puts nothing before a text has no ids for an empty one.
         """
-        return self._read(self._ids([text])[0], None)
+        return [*self.begin, *self._ids([text])[0], *(self.closing if self.is_encoder else [])]
 
     @cached_property
     def blank(self) -> str:
@@ -150,15 +146,10 @@ class LanguageVocabulary:
         whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         return [one.ids for one in self._backend.encode_batch(whole, add_special_tokens=False)]
 
-    def _ended(self, ids: list[int], max_tokens: int) -> list[int]:
-        if self.closing == [self.sep]:
+    def _ended(self, ids: list[int], max_tokens: int | None) -> list[int]:
+        if self.closing == [self.sep] and max_tokens is not None:
             return [*ids[: max_tokens - 1], self.sep]
         return [*ids, self.sep][:max_tokens]
-
-    def _read(self, ids: list[int], max_tokens: int | None) -> list[int]:
-        closing = self.closing if self.is_encoder else []
-        begun = [*self.begin, *ids]
-        return [*(begun if max_tokens is None else begun[: max_tokens - len(closing)]), *closing]
 
     def _rows(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         longest = max(map(len, rows), default=0)

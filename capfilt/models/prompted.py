@@ -23,6 +23,7 @@ from capfilt.models.language_model import (
     recompute_layers,
 )
 from capfilt.models.learner import Learner
+from capfilt.models.questions import within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,31 +196,27 @@ def read_instructions(reader: Vocabulary, texts: Sequence[str], max_tokens: int)
 
     What an instruction asks stands at its end (LAVIS: truncation_side="left").
     """
-    whole, is_real = reader.encode(texts, "cls", 4 * max(map(len, texts), default=0) + 2)
-    rows = [
-        torch.cat([one[:1], one[1:][-(max_tokens - 1) :]])
-        for one in (row[seen] for row, seen in zip(whole, is_real, strict=True))
-    ]
-    longest = max(map(len, rows), default=2)
-    ids = torch.full((len(rows), longest), reader.pad)
-    real = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = row
-        real[number, : len(row)] = True
-    return Words(ids, real)
+    return padded([within(ids, 1, max_tokens) for ids in whole_instructions(reader, texts)], reader.pad)
+
+
+def whole_instructions(reader: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of instructions for the Q-Former, [CLS] ... [SEP], however many they are."""
+    ids, real = reader.encode(texts, "cls", 4 * max(map(len, texts), default=0) + 2)
+    return [row[seen].tolist() for row, seen in zip(ids, real, strict=True)]
 
 
 def read_questions(vocabulary: LanguageVocabulary, texts: Sequence[str], max_tokens: int) -> Words:
     """Return instructions as the language model reads them, cut on the left, for the same reason."""
-    first, rows = len(vocabulary.begin), []
-    for ids in map(vocabulary.prompt, texts):
-        over = max(0, len(ids) - max_tokens)
-        rows.append([*ids[:first], *ids[first + over :]])
+    begin = len(vocabulary.begin)
+    return padded([within(vocabulary.prompt(text), begin, max_tokens) for text in texts], vocabulary.pad)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> Words:
+    """Return rows of ids as texts, filled up on the right."""
     longest = max(map(len, rows), default=0)
-    padded = [[*row, *[vocabulary.pad] * (longest - len(row))] for row in rows]
-    lengths = torch.tensor([len(row) for row in rows])
-    real = torch.arange(longest)[None, :] < lengths[:, None]
-    return Words(torch.tensor(padded, dtype=torch.long).view(len(rows), longest), real)
+    ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return Words(ids.view(len(rows), longest), torch.arange(longest)[None, :] < lengths[:, None])
 
 
 def _qformer(model: Blip2, image_width: int, vocabulary_size: int | None) -> nn.Module:

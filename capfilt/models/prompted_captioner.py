@@ -18,6 +18,7 @@ from capfilt.models.devices import inference_type
 from capfilt.models.frozen import frozen_states
 from capfilt.models.language_model import longest_text
 from capfilt.models.prompted import read_instructions
+from capfilt.models.questions import longest_answer, room_for_question, within
 
 if TYPE_CHECKING:
     from capfilt.models.language_model import Continued
@@ -111,19 +112,22 @@ class PromptedCaptioner:
         return ids.view(len(start), writing.each, -1)
 
     def _prompt(self, decoding: SettledDecoding) -> Tensor:
-        """Return the ids of the words before a caption; with the longest caption they must have places."""
-        ids = self._vocabulary.prompt(decoding.prompt)
-        places = longest_text(self.model.language_model)
-        before, after = self.model.queries + len(ids), decoding.max_tokens
-        # An encoder and its decoder have places of their own, for what stands before and for the caption.
-        needed = max(before, 1 + after) if self.model.is_encoder_decoder else before + after
-        if places is not None and needed > places:
+        """Return the ids of the words before a caption, of which a question that is too long loses the first.
+
+        Raises CapfiltError where it is the caption that is too long; see `longest_answer`.
+        """
+        ids, begin = self._vocabulary.prompt(decoding.prompt), len(self._vocabulary.begin)
+        model, longest = self.model, longest_answer(self.model)
+        room = room_for_question(model, decoding.max_tokens)
+        is_too_long = longest is not None and decoding.max_tokens > longest
+        if is_too_long and (model.is_encoder_decoder or (room is not None and len(ids) > room)):
             raise CapfiltError(
-                f"decoding.max_tokens is {decoding.max_tokens} after {self.model.queries} queries and "
-                f"{len(ids)} tokens of prompt; this captioner's language model has {places} places",
+                f"decoding.max_tokens is {decoding.max_tokens} after {model.queries} queries and "
+                f"{len(ids)} tokens of prompt; this captioner's language model has "
+                f"{longest_text(model.language_model)} places",
                 fix="set decoding.max_tokens lower, or shorten the prompt",
             )
-        return torch.tensor(ids, dtype=torch.long, device=self.model.device)
+        return torch.tensor(within(ids, begin, room), dtype=torch.long, device=model.device)
 
     def _start(self, ids: Tensor) -> Tensor:
         """Return the ids that the search takes for the beginning; the model has read what there is."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
 from small_language import language_folder, small_prompted_bundle
 from small_models import pictures
 
 from capfilt.data.images import normalise
-from capfilt.models.answering import AnswerFilter, Answering
-from capfilt.models.prompted import Words, read_instructions
+from capfilt.errors import CapfiltError
+from capfilt.models.answering import YES_OR_NO, AnswerFilter, Answering
+from capfilt.models.prompted import Words, read_instructions, whole_instructions
+from capfilt.models.questions import shortened
 from capfilt.models.vocabulary import train_vocabulary
 from capfilt.settings import Matching
 
@@ -54,7 +58,7 @@ def plain(bundle: PromptedBundle, picture: int, question: str, answer: str) -> f
     prompts = model.soft_prompts(states, read_instructions(bundle.reader, [question], 12))
     asked = words.prompt(question)
     blank = "" if words.is_encoder else words.blank
-    target = [int(n) for n in words.encode_output([f"{blank}{answer}"], 16)[0][0]]
+    target = [int(n) for n in words.encode_output([f"{blank}{answer}"], 40)[0][0]]
     total, written = 0.0, list[int]()
     for token in target:
         if model.is_encoder_decoder:
@@ -100,3 +104,86 @@ def test_the_filter_gives_the_chance_of_yes_against_no(bundle: PromptedBundle) -
     assert found == pytest.approx(expected, rel=1e-5)
     assert len(set(found)) == 3
     assert all(score.itc is None and score.itm is None for mine in scores for score in mine)
+
+
+def test_a_question_longer_than_what_is_trained_on_is_read_whole(bundle: PromptedBundle) -> None:
+    question = "red circle " * 9 + "how many"  # 16 tokens are trained on, and there are 48 places
+    assert 16 < len(bundle.vocabulary.prompt(question)) < 40
+    [found] = Answering(bundle, CPU).log_likelihoods(pictures(2), [1], [question], [["two", "red"]])
+    assert found == pytest.approx([plain(bundle, 1, question, answer) for answer in ("two", "red")], abs=2e-4)
+
+
+def test_long_answers_that_differ_at_their_end_alone_have_likelihoods_of_their_own(
+    bundle: PromptedBundle,
+) -> None:
+    answers = [f"{'a ' * 17}{last}" for last in ("two", "red")]
+    written = bundle.vocabulary.encode_output([f"{bundle.vocabulary.blank}{answers[0]}"], None)[0][0]
+    assert 16 < len(written) <= (48 - 3) // 2
+    [found] = Answering(bundle, CPU).log_likelihoods(pictures(2), [0], ["how many"], [answers])
+    assert abs(found[0] - found[1]) > 1e-3
+    assert found == pytest.approx([plain(bundle, 0, "how many", answer) for answer in answers], abs=5e-4)
+
+
+def test_a_question_beyond_the_places_loses_its_beginning_whatever_is_asked_beside_it(
+    bundle: PromptedBundle,
+) -> None:
+    answering, asked = Answering(bundle, CPU), "is it red " * 30 + "how many"
+    [alone] = answering.log_likelihoods(pictures(2), [0], [asked], [["two"]])
+    beside = answering.log_likelihoods(
+        pictures(2), [0, 1], [asked, "is it red"], [["two"], ["a circle on the left"]]
+    )
+    assert beside[0] == pytest.approx(alone, abs=1e-4)
+    if not bundle.model.is_encoder_decoder:
+        [longer] = answering.log_likelihoods(pictures(2), [0], ["red " + asked], [["two"]])
+        assert longer == alone
+
+
+FRAME = "is it {text} ?"
+WORDS = ("red", "circle", "left", "two", "yes", "many")
+
+
+@pytest.fixture(scope="module")
+def asking(bundle: PromptedBundle) -> AnswerFilter:
+    return AnswerFilter(bundle, CPU, matching=Matching(question=FRAME))
+
+
+@hypothesis.given(
+    first=st.lists(st.sampled_from(WORDS), min_size=2, max_size=2, unique=True),
+    rest=st.lists(st.sampled_from([*WORDS, "x" * 40, "{text}", "\n"]), max_size=60).map(" ".join),
+)
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+def test_texts_that_differ_in_their_first_word_are_asked_about_apart_at_any_length(
+    asking: AnswerFilter, bundle: PromptedBundle, first: list[str], rest: str
+) -> None:
+    assert bundle.reader is not None
+    texts = [f"{word} {rest}".strip() for word in first]
+    asked = [asking._asked(text) for text in texts]
+    before, after = FRAME.split("{text}")
+    for question, word in zip(asked, first, strict=True):
+        assert question.startswith(before + word)
+        assert question.endswith(after)
+        assert len(whole_instructions(bundle.reader, [question])[0]) <= 12  # all that the Q-Former reads
+        assert asking._answering.fits(question, YES_OR_NO)
+    [[one, other]] = asking.score(pictures(1), [texts])
+    assert one.vqa != other.vqa
+
+
+def test_a_question_that_leaves_no_room_for_a_text_is_refused(bundle: PromptedBundle) -> None:
+    with pytest.raises(CapfiltError, match="no room for 4 words") as refused:
+        AnswerFilter(bundle, CPU, matching=Matching(question="is it red " * 4 + "{text} ?"))
+    assert "filter.question" in refused.value.fix
+
+
+@hypothesis.given(st.text(max_size=60), st.integers(0, 60))
+def test_a_text_is_shortened_to_whole_words_that_fit_and_to_no_fewer(text: str, most: int) -> None:
+    found = shortened(text, lambda some: len(some) <= most)
+    assert text.startswith(found)
+    assert len(found) <= most
+    if found != text and len(found) < most:
+        following = text[len(found) :].split()
+        # Of a first word that is too long a part is kept; else the next word would have been too much.
+        assert (
+            len(found) == most
+            or not following
+            or text.find(following[0], len(found)) + len(following[0]) > most
+        )

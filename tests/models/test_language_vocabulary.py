@@ -92,10 +92,8 @@ def test_what_an_encoder_reads_ends_and_what_a_decoder_goes_on_from_does_not(
 ) -> None:
     t5, llama = load("t5"), load("llama")
     assert t5.prompt("")[-1:] == [t5.sep] == t5.prompt("a red")[-1:]
-    assert t5.encode_read(["a red cat sleeps"], 3)[0].tolist() == [[*t5.prompt("a red")[:2], t5.sep]]
     assert llama.prompt("") == [1]  # <s>
     assert llama.sep not in llama.prompt("a red")
-    assert llama.encode_read(["a red"], 64)[0].tolist() == [llama.prompt("a red")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -291,6 +291,21 @@ def test_a_caption_that_the_model_has_no_places_for_is_refused(kind: LanguageKin
     assert "decoding.max_tokens" in refused.value.fix
 
 
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_a_question_that_the_model_has_no_places_for_loses_its_beginning(
+    kind: LanguageKind, made: Made
+) -> None:
+    captioner, batch = PromptedCaptioner(made(kind), CPU), pictures(2)
+    question = "red circle " * 20 + "a small red"
+    asked = SettledDecoding(method="greedy", max_tokens=9, min_tokens=3, prompt=question)
+    read = captioner._prompt(asked).tolist()
+    whole = captioner._vocabulary.prompt(question)
+    begin = len(captioner._vocabulary.begin)
+    assert len(read) == 48 - 3 - 9 < len(whole)
+    assert read == [*whole[:begin], *whole[begin - len(read) :]]
+    assert captioner.caption(batch, asked, seed=0, candidates=1)
+
+
 def test_t5_has_places_without_end(made: Made) -> None:
     captioner = PromptedCaptioner(made("t5"), CPU)
     decoding = SettledDecoding(method="greedy", max_tokens=80, min_tokens=80)

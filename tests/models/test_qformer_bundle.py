@@ -308,7 +308,7 @@ def test_a_captioner_writes_the_same_through_transformers_processor(
     batch, prompt = pictures(3), "a red circle"
     inputs = processor(images=batch.pictures, text=[prompt] * 3, return_tensors="pt")
     bundle: Any = load_qformer_bundle(tmp_path / "bundle")
-    words, _ = bundle.vocabulary.encode_read([prompt] * 3, 20)
+    words = torch.tensor([bundle.vocabulary.prompt(prompt)] * 3)
     queries = inputs.input_ids[:, : model.queries]
     assert (queries == theirs.config.image_token_id).all()
     assert torch.equal(inputs.input_ids[:, model.queries :], words)

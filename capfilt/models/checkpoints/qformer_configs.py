@@ -41,7 +41,7 @@ _QFORMER_DEFAULTS: dict[str, Any] = {
 }
 """What a config.json leaves out is this in transformers."""
 _LONGEST = {"blip2": 32, "instructblip": 128}
-"""Tokens that a Q-Former reads, by family (LAVIS: max_txt_len)."""
+"""Tokens of a text, for the Q-Former and the language model, by family (LAVIS: max_txt_len)."""
 
 
 def is_of_the_family(model: Blip2) -> bool:
@@ -166,7 +166,11 @@ def blip2_of(config: dict[str, Any], preprocessor: dict[str, Any] | None, file: 
                 "norm_epsilon": qformer["layer_norm_eps"],
                 "dropout": qformer["hidden_dropout_prob"],
             },
-            "language": {"config": {} if is_retrieval else language, "ends_with": ends_with},
+            "language": {
+                "config": {} if is_retrieval else language,
+                "max_tokens": _LONGEST[family],
+                "ends_with": ends_with,
+            },
             "embed": config.get("image_text_hidden_size", 256),
         }
         return validated(Blip2, values)
