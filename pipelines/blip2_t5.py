@@ -43,7 +43,7 @@ class Choices(Bootstrap):
         phases=(Phase(lm=1.0, epochs=5, batch_size=64, learning_rate=1e-4, label_smoothing=0.0),)
     )
     filter_training: Training = Training(
-        phases=(Phase(itc=1.0, itm=1.0, epochs=5, batch_size=64, learning_rate=1e-5),)
+        phases=(Phase(itc=1.0, itm=1.0, epochs=5, batch_size=64, learning_rate=1e-5, itc_smoothing=0.1),)
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from capfilt.errors import CapfiltError
-from capfilt.settings import Augment, Blip2, Bootstrap, Language, Phase, Trainable, Training
+from capfilt.settings import Augment, Blip2, Bootstrap, Language, Phase, QFormer, Trainable, Training
 
 if TYPE_CHECKING:
     from capfilt.stages.context import Stage
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 class Choices(Bootstrap):
     """Language modelling of the answers of the data sets that are held in, sampled by their sizes."""
 
-    model: Trainable = Blip2(family="instructblip", language=Language(max_tokens=128))
+    model: Trainable = Blip2(
+        family="instructblip",
+        qformer=QFormer(max_tokens=128),  # code: max_txt_len, of what the Q-Former reads
+        language=Language(max_tokens=128),  # code, of what the language model reads
+    )
     pretrains: Literal["joint", "captioner"] = "captioner"
     pretrain: Training | None = Training(
         phases=(
