@@ -80,6 +80,27 @@ def _check_candidates(settings: Bootstrap) -> None:
         )
 
 
+def _check_scores(settings: Bootstrap) -> None:
+    """Refuse a policy that reads what the filter that is to be trained does not learn.
+
+    One that is given is looked at where it is found.
+    """
+    if not settings.score or settings.bundles.filter is not None:
+        return
+    learnt = [
+        name
+        for name in ("itc", "itm")
+        if any(getattr(phase, name) > 0 for phase in settings.filter_training.phases)
+    ]
+    for score in settings.judge.own_scores:
+        if score not in learnt:
+            told = " and ".join(name.upper() for name in learnt)
+            raise CapfiltError(
+                f"the policy reads {score.upper()}, and the filter that is trained learns {told} alone",
+                fix=f"judge by {told}, or give a --filter that has {score.upper()}",
+            )
+
+
 def _check_alone(settings: Bootstrap) -> None:
     from capfilt.training.launch import launched
 
@@ -99,8 +120,14 @@ def _check_bundles(settings: Bootstrap) -> None:
 
     from capfilt.models.cards import CARD_FILE, read_card
 
+    _check_scores(settings)
     for role, (verb, objectives) in _ROLES.items():
         source = getattr(settings.bundles, role)
+        if source is None and getattr(settings.bundles, f"{role}_options"):
+            raise CapfiltError(
+                f"bundles.{role}_options are for a {role} that is given, and none is",
+                fix=f"leave it out, or give --{role}",
+            )
         path = Path(source or "")
         if source is None or not (path / CARD_FILE).exists():
             continue

@@ -269,8 +269,9 @@ def choose_threshold(
     if calibration is None:
         raise CapfiltError(
             f"{typed(wish)} needs a calibrated filter, and this one is uncalibrated",
-            fix=f"give a number, e.g. {typed('0.5')}, or train the filter with capfilt, which calibrates it "
-            "on held-out pairs",
+            fix=f"give a number, e.g. {typed('0.5' if scale.is_probability else '0.25')}; what it keeps is "
+            "measured on labelled pairs by `capfilt labels measure RUN`. A filter that capfilt trains by ITC "
+            "or ITM is calibrated",
         )
     values = calibration["values"].get(score)
     if values is None or not values["right"]:

@@ -187,6 +187,13 @@ class Card(Settings):
         return isinstance(self.model, Blip2) and self.model.family == "instructblip"
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        """What it measures of a pair as a filter: names of `capfilt.records.SCORES`."""
+        if self.is_instructed:
+            return ("vqa",)
+        return tuple(one for one in self.objectives if one != "lm")
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The settings of `filter` that its scores depend on."""
         if isinstance(self.model, Foreign):

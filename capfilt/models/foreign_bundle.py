@@ -45,6 +45,8 @@ FILES: tuple[str, ...] = (
 """What a folder of transformers holds beside its weights that captions or scores may depend on."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In this order, as transformers reads them; either may be spread over files that an index names."""
+FOLDERS = ("qformer_tokenizer",)
+"""Folders in such a folder that hold further ones of these files."""
 _OF_FOLDERS = ("dual_encoder", "chat")
 """Backends that are asked whether they know a folder."""
 _NEEDS: dict[Kind, str] = {"captioner": "write captions", "filter": "score pairs"}
@@ -114,6 +116,12 @@ def describe(path: Path, role: Kind, options: Mapping[str, Any] | None = None) -
         vocabulary=0,
         conventions=getattr(module, "CONVENTIONS", Conventions()),
     )
+
+
+def described_by(folder: Path) -> list[str]:
+    """Return the files beside the weights that captions or scores may depend on, by name, as far as there."""
+    names = [*FILES, *(f"{inner}/{name}" for inner in FOLDERS for name in FILES)]
+    return [name for name in names if (folder / name).is_file()]
 
 
 def take(path: Path, card: Card, to: Path) -> None:

@@ -84,8 +84,9 @@ def commit_scores(
 ) -> dict[str, Any]:
     """Write a further filter's scores of a committed shard as a file and a manifest of their own.
 
-    `facts` is what the scores of every shard depend on, as plain values (see `scored_by`). No other file is rewritten. RuntimeError where the shard is not committed, where it was scored by this
-    filter when it was committed, or where a score has no caption.
+    `facts` is what the scores of every shard depend on, as plain values (see `scored_by`). No other file is
+    rewritten. RuntimeError where the shard is not committed, where it was scored by this filter when it was
+    committed, or where a score has no caption.
     """
     base = _manifest(run, shard)
     if base is None or not _whole(run, base):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
@@ -85,6 +85,15 @@ class Judge(Settings):
         thresholds = (*(getattr(self, name) for name in SCORES), self.also)
         return any((*thresholds, self.fraction, self.per_image, self.rescue))
 
+    @property
+    def own_scores(self) -> tuple[str, ...]:
+        """The scores that are read of the policy's own filter: by thresholds, and by what ranks."""
+        thresholds = [name for name in SCORES if getattr(self, name) is not None]
+        ranks = self.fraction is not None or self.per_image is not None or self.rescue
+        terms = self.by.split("+") if self.by is not None and ranks else []
+        own = [re.split(r"\*", term)[-1].strip() for term in terms if ":" not in term]
+        return tuple(dict.fromkeys((*thresholds, *own)))
+
     @field_validator("by")
     @classmethod
     def _names_scores(cls, by: str | None) -> str | None:
@@ -114,7 +123,14 @@ class Export(Settings):
     """Export even where the policy reads a score that is no better than chance on held-out pairs."""
 
 
-Source = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+def as_typed(source: Any) -> Any:
+    """Return where a model is found as it was typed: a `Path` leaves one slash of an address's two."""
+    if isinstance(source, Path):
+        return re.sub(r"^(https?):/+", r"\1://", str(source), flags=re.I)
+    return source
+
+
+Source = Annotated[str, BeforeValidator(as_typed)]
 """Where a model is found: a path, a hub id, an address."""
 
 
@@ -128,6 +144,12 @@ class Bundles(Settings):
     """Use this captioner; none is trained. It may be the address of a server too (http://HOST:PORT/v1)."""
     filter: Source | None = None
     """Use this filter; none is trained."""
+    captioner_options: dict[str, Any] = Field(default_factory=dict)
+    """What such a captioner is made with: of an image-text-to-text model of transformers `processor` and
+    `template`, arguments of its processor and of its chat template, such as
+    {template = {enable_thinking = false}}; of a .py the further arguments of its function."""
+    filter_options: dict[str, Any] = Field(default_factory=dict)
+    """What such a filter is made with: of a .py the further arguments of its function."""
     vision: str | None = None
     """Pretrained weights of `model.vision.timm` for a model that starts from none: a file of them, a hub id,
     or `timm` for the ones that timm knows. For a Q-Former also a bundle, or a folder of transformers, whose

@@ -8,43 +8,27 @@ same model, though the hub has moved on or cannot be reached.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json, digest_of
 from capfilt.errors import CapfiltError
 from capfilt.files import write_whole
 from capfilt.models.backends.server import is_address
 from capfilt.models.bundle_files import copy_bundle
-from capfilt.models.cards import (
-    CARD_FILE,
-    Card,
-    identity,
-    read_card,
-)
+from capfilt.models.cards import CARD_FILE, Card, identity, read_card
+from capfilt.models.foreign_bundle import described_by
+from capfilt.provenance.differences import differences
 from capfilt.provenance.rundir import read_json
 from capfilt.settings import Foreign
+from capfilt.settings.run import as_typed
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.foreign import Role
     from capfilt.settings import Bootstrap, Server
     from capfilt.stages.context import Engine, Tell
 
-_DESCRIBES = (
-    "config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In this order, as they are read."""
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")
@@ -71,6 +55,11 @@ class Given:
     """Digest of the bundle's weights."""
     identity: str
     """Digest of all that the bundle's numbers depend on."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What a model that other software runs was asked to be made with; of a server, all that its captions
+    depend on."""
+    scores: list[str] = field(default_factory=list)
+    """What a filter measures."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +72,80 @@ class Wanted:
     vocabulary: str
     server: Server
     """How it is asked where it is an address."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What it is made with where other software runs it."""
+    scores: tuple[str, ...] = ()
+    """What the policy that was asked for reads of a filter."""
 
 
 def wanted(role: Role, source: Path | str, settings: Bootstrap) -> Wanted:
     """Return a model as the settings ask for it."""
     bundles = settings.bundles
-    return Wanted(role, str(source), bundles.size_px, bundles.vocabulary, settings.server)
+    return Wanted(
+        role,
+        str(as_typed(source)),
+        bundles.size_px,
+        bundles.vocabulary,
+        settings.server,
+        options={"captioner": bundles.captioner_options, "filter": bundles.filter_options}.get(role, {}),
+        scores=settings.judge.own_scores if role == "filter" else (),
+    )
 
 
 def find_given(asked: Wanted, recorded: Given | None, engine: Engine) -> Given:
     """Return what a model comes to; one that was taken before is the one that is recorded.
 
     A bundle of ours says it on its card; anything else is read whole, in a worker, and refused with
-    CapfiltError if it is not what its role needs. Nothing is written.
+    CapfiltError if it is not what its role needs, or does not measure what the policy reads. A server is
+    asked every time, and refused where its captions would be others than those that are recorded. Nothing
+    is written.
     """
-    if recorded is not None and is_recorded(asked, recorded):
-        return recorded
+    is_known = recorded is not None and is_recorded(asked, recorded)
+    given = recorded if recorded is not None and is_known else _found(asked, engine)
+    if recorded is not None and is_address(asked.source):
+        _check_asked_alike(given, recorded)
+    _check_measures(given, asked)
+    return given
+
+
+def _check_asked_alike(given: Given, recorded: Given) -> None:
+    """Refuse to ask a server in another way than a run began with; where it stands may change."""
+    if not recorded.options or not is_address(recorded.source) or given.identity == recorded.identity:
+        return
+    names = {"told": "told by the server"}
+    old, new = (
+        {names.get(name, f"server.{name}"): value for name, value in one.options.items()}
+        for one in (recorded, given)
+    )
+    raise CapfiltError(
+        f"{given.source} is the {given.role} of captions that were asked for otherwise "
+        "(recorded -> given):\n"
+        + "\n".join(f"    {line}" for line in differences(old, new) or ["by another version of capfilt"]),
+        fix="give the recorded values again to go on with this run, or another --out to start a new one",
+    )
+
+
+def _check_measures(given: Given, asked: Wanted) -> None:
+    """Refuse a policy that reads what the filter does not measure, before hours of work that it would end."""
+    missing = [score for score in asked.scores if score not in given.scores]
+    if given.role != "filter" or not given.scores or not missing:
+        return
+    told = " and ".join(score.upper() for score in given.scores)
+    raise CapfiltError(
+        f"the policy reads {missing[0].upper()}, and the filter {asked.source} measures {told} alone",
+        fix=f"judge by {told}, e.g. --{given.scores[0]} T, or give a filter that has {missing[0].upper()}",
+    )
+
+
+def _found(asked: Wanted, engine: Engine) -> Given:
+    """Return what a model comes to that is looked at anew."""
     path = Path(asked.source).absolute()
     if (path / CARD_FILE).exists():
         from capfilt.models.checkpoints.importing import check_role
 
         _check_heads(read_card(path), asked)
         check_role(read_card(path), asked.role, asked.source)
-    if _is_taken_as_it_is(path, asked.size_px):
+    if _is_taken_as_it_is(path, asked.size_px) and not asked.options:
         return _given(asked, read_card(path), path, str(path), None)
     there = replace(asked, source=_absolute(asked.source), vocabulary=_absolute(asked.vocabulary))
     [(_, given)] = list(engine.run(_look, [there], devices=["cpu"], threads=1))
@@ -136,10 +176,11 @@ def take_given(given: Given, bundle: Path, engine: Engine, server: Server) -> No
     else:
         there = replace(given, vocabulary=_absolute(given.vocabulary))
         list(engine.run(_take, [(there, bundle.absolute(), server)], devices=["cpu"], threads=1))
-    if identity(read_card(bundle)) != given.identity:
+    has_card = (bundle / CARD_FILE).exists()
+    if not has_card or identity(read_card(bundle)) != given.identity:
         raise CapfiltError(
             f"{given.source} changed while it was read",
-            fix=f"remove {bundle} and give the same command again",
+            fix=(f"remove {bundle} and " if has_card else "") + "give the same command again",
         )
 
 
@@ -148,7 +189,7 @@ def given_bundle(asked: Wanted, folder: Path, engine: Engine) -> Path:
 
     Raises CapfiltError as `find_given` does.
     """
-    given = find_given(asked, None, engine)
+    given = find_given(replace(asked, scores=()), None, engine)
     found = Path(given.found)
     if _is_taken_as_it_is(found, given.size_px):
         return found
@@ -188,7 +229,9 @@ def described(card: Card, source: str) -> str:
 
 def is_recorded(asked: Wanted, recorded: Given) -> bool:
     """Return whether a model that is asked for is the one that was taken, as far as can be seen quickly."""
-    if (asked.role, asked.size_px) != (recorded.role, recorded.size_px):
+    if is_address(asked.source) or (asked.role, asked.size_px) != (recorded.role, recorded.size_px):
+        return False
+    if asked.options != recorded.options:
         return False
     if recorded.vocabulary not in ("", asked.vocabulary):
         return False
@@ -206,7 +249,7 @@ def content_digest(path: Path) -> str:
         return _sha256(path)
     if (path / CARD_FILE).exists():
         return _sha256(path / CARD_FILE)
-    names = [name for name in _DESCRIBES if (path / name).is_file()]
+    names = described_by(path)
     for name in _WEIGHTS:
         if (path / name).is_file():
             names.append(name)
@@ -230,6 +273,7 @@ def _look(asked: Wanted, _device: str, _tell: Tell) -> Given:
         vocabulary=asked.vocabulary,
         size_px=asked.size_px,
         server=asked.server,
+        options=asked.options,
     )
     found = ready.found
     where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
@@ -253,8 +297,10 @@ def _take(job: tuple[Given, Path, Server], _device: str, _tell: Tell) -> None:
         vocabulary=given.vocabulary,
         size_px=given.size_px,
         server=server,
+        options={} if is_address(given.found) else given.options,
     )
-    ready.write()
+    if identity(ready.card) == given.identity:
+        ready.write()
 
 
 def _given(asked: Wanted, card: Card, path: Path, where: str, revision: str | None) -> Given:
@@ -270,6 +316,8 @@ def _given(asked: Wanted, card: Card, path: Path, where: str, revision: str | No
         vocabulary="" if is_own or holds_vocabulary else asked.vocabulary,
         weights=card.weights,
         identity=identity(card),
+        options=card.foreign.options if is_address(where) else asked.options,
+        scores=list(card.scores) if asked.role == "filter" else [],
     )
 
 

@@ -93,11 +93,12 @@ def _check_scored_alike(run: RunDir, policy: Policy) -> None:
     """Refuse scores of which some were measured in another way: a scoring was killed halfway."""
     shards = manifests(run)
     for digest in (policy.filter, *policy.further_filters):
-        if digest is None or len(ways := scored_by(shards, digest)) < 2:
+        ways = scored_by(shards, digest) if digest is not None else []
+        if digest is None or len(ways) < 2:
             continue
         raise CapfiltError(
             f"some shards were scored by filter {digest[:12]} in another way than others: "
-            + ", ".join(differences(*ways[:2])),
+            + ", ".join(differences(ways[0], ways[1])),
             fix=f"give the last `capfilt score {run.path} --filter MODEL` again: it goes on where it stopped",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ def _further_filter(
     run: RunDir, source: Path, settings: Bootstrap, engine: Engine, progress: Progress
 ) -> Path:
     """Return the run's bundle of a filter that is given: one that it has, or a copy under a new name."""
-    asked = wanted("filter", source, settings)
+    asked = replace(wanted("filter", source, settings), scores=())
     taken = {file.stem: read_given(file) for file in json_files(run.given) if file.stem.startswith("filter")}
     before = next((one for one in taken.values() if one is not None and is_recorded(asked, one)), None)
     given = find_given(asked, before, engine)
@@ -167,20 +167,17 @@ def _check_reading(run: RunDir, facts: dict[str, Any]) -> None:
     """Refuse to have a filter that scored this run, or some of its shards, read texts in another way.
 
     Scores of two readings would stand in one column: those of the run's own filter stay, and those of a
-    further one are replaced shard by shard. What a refused or a killed start asked for has scored nothing,
-    so that manifests are believed here, and of the run's own pass its settings, which are the same every time.
+    further one are replaced shard by shard. What a refused start asked for has scored nothing, so that
+    manifests are believed here, and of the run's own pass its settings, which are the same every time.
     """
     passes = [json.loads(row["settings"]) for row in stage_rows(run)]
     before = [own for own in passes if "candidates" in own and own["filter"] == facts["filter"]]
     for own in (*before, *scored_by(manifests(run), facts["filter"])):
         if own["matching"] == facts["matching"]:
             continue
-        names = sorted({*own["matching"], *facts["matching"]})
-        differing = {name: own["matching"].get(name) for name in names}
-        differing = {n: value for n, value in differing.items() if value != facts["matching"].get(n)}
-        told = (
-            f"another filter.{n}={v}" if v is not None else f"no filter.{n}" for n, v in differing.items()
-        )
+        old, new = own["matching"], facts["matching"]
+        read = {name: old.get(name) for name in sorted({*old, *new}) if old.get(name) != new.get(name)}
+        told = [f"another filter.{n}={v}" if v is not None else f"no filter.{n}" for n, v in read.items()]
         raise CapfiltError(
             f"filter {facts['filter'][:12]} has scored this run, and with {', '.join(told)}",
             fix="give the same again, or another --filter; or score the shards in a new run: "

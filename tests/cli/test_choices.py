@@ -6,7 +6,7 @@ import pytest
 
 from capfilt.cli.choices import chosen, nested, prompt_flags
 from capfilt.errors import CapfiltError
-from capfilt.settings import Bootstrap, Decoding
+from capfilt.settings import Bootstrap, Decoding, Phase, Training
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,3 +69,31 @@ def test_settings_keep_the_class_of_the_pipeline() -> None:
         """A pipeline's own."""
 
     assert type(chosen(Choices(), flags={"seed": 3})) is Choices
+
+
+def test_a_policy_of_scores_that_a_training_does_not_teach_is_refused() -> None:
+    base = Bootstrap(filter_training=Training(phases=(Phase(itc=1.0),)))
+    for flags in (
+        {"judge.itm": "0.5"},
+        {"judge.vqa": "auto:recall=0.9"},
+        {"judge.by": "itm", "judge.rescue": True},
+    ):
+        with pytest.raises(CapfiltError, match=r"the filter that is trained learns ITC alone"):
+            chosen(base, flags=flags)
+        # One that is given is looked at where it is found; without scores there is no policy.
+        for without in ({"bundles.filter": "NAME/MODEL"}, {"score": False}):
+            assert chosen(base, flags={**flags, **without}).judge.is_given or "judge.by" in flags
+    for flags in (
+        {"judge.itc": "0.2"},
+        {"judge.also": ("f:itm=0.5",)},
+        {"judge.by": "f:itm", "judge.per_image": 1},
+    ):
+        chosen(base, flags=flags)
+
+
+def test_options_of_a_model_that_is_not_given_are_refused() -> None:
+    given = {"captioner_options": {"template": {"enable_thinking": False}}}
+    with pytest.raises(CapfiltError, match=r"bundles\.captioner_options are for a captioner that is given"):
+        chosen(Bootstrap(), flags={"bundles": given})
+    settings = chosen(Bootstrap(), flags={"bundles": {**given, "captioner": "NAME/MODEL"}})
+    assert settings.bundles.captioner_options == given["captioner_options"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,15 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.models.backends import BACKENDS, backend
-from capfilt.models.backends.chat import PROMPT, ChatCaptioner
+from capfilt.models.backends.answers import PROMPT
+from capfilt.models.backends.chat import ChatCaptioner
 from capfilt.models.backends.dual_encoder import DualEncoder, DualEncoderFilter
 from capfilt.models.cards import read_card
-from capfilt.models.foreign_bundle import describe, recognised, take
+from capfilt.models.checkpoints import hub
+from capfilt.models.foreign_bundle import FILES, describe, described_by, recognised, take
 from capfilt.models.loading import captioner_of, filter_of
 from capfilt.settings import Decoding, Foreign
+from capfilt.stages.given import content_digest
 
 if TYPE_CHECKING:
     from capfilt.models.cards import Card, Kind
@@ -180,3 +184,17 @@ def test_a_backend_is_found_by_its_name() -> None:
     with pytest.raises(CapfiltError, match="no backend psychic") as refused:
         backend("psychic")
     assert "dual_encoder, chat, server, python" in refused.value.fix
+
+
+def test_what_is_downloaded_and_what_is_compared_is_what_a_folder_holds(tmp_path: Path) -> None:
+    (tmp_path / "qformer_tokenizer").mkdir()
+    (tmp_path / "model.safetensors").write_text("weights")
+    seen = {content_digest(tmp_path)}
+    for number, name in enumerate((*FILES, "qformer_tokenizer/vocab.txt"), start=1):
+        assert any(fnmatch(name, pattern) for pattern in hub._FILES), name
+        (tmp_path / name).write_text("{}")
+        seen.add(content_digest(tmp_path))
+        assert len(seen) == number + 1, f"{name} is not looked at"
+    (tmp_path / "README.md").write_text("nothing depends on it")
+    assert content_digest(tmp_path) in seen
+    assert sorted(described_by(tmp_path)) == sorted((*FILES, "qformer_tokenizer/vocab.txt"))

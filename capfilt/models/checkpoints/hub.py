@@ -10,28 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capfilt.errors import CapfiltError
+from capfilt.models.foreign_bundle import FILES, FOLDERS
 
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?)(@(?P<revision>[\w./-]+))?")
-_FILES = [
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "qformer_tokenizer/*",
-]
+_FILES = [*FILES, *(f"{folder}/*" for folder in FOLDERS)]
 """What a transformers checkpoint says beside its weights."""
 _OURS = ["capfilt.json", "calibration.json", "metrics.json", "captioner/*", "filter/*"]
 _SAFE = ["*.safetensors", "model.safetensors.index.json"]

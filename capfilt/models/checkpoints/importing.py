@@ -16,7 +16,7 @@ from capfilt.models.checkpoints.hub import Found, find_checkpoint
 from capfilt.settings import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from capfilt.models.bundle_files import BundleOf
     from capfilt.models.cards import Card
@@ -50,16 +50,22 @@ def read_model(
     vocabulary: str,
     size_px: int | None,
     server: Server,
+    options: Mapping[str, Any] | None = None,
     heads: tuple[int, int] | None = None,
 ) -> Ready:
     """Read a model as the bundle that `write()` puts at `to`.
 
     It may be a bundle, a folder of transformers (BLIP, BLIP-2, InstructBLIP, a dual encoder, a chat model), a
-    hub id of one, a .pth, a Python file, or the address of a server. `heads` are the attention heads of a
-    .pth (see `foreign`). Raises CapfiltError for anything else, for a model that has not the role, and for a
-    side of pictures that it cannot be given.
+    hub id of one, a .pth, a Python file, or the address of a server. `options` are for one that other
+    software runs, `heads` the attention heads of a .pth (see `foreign`). Raises CapfiltError for anything
+    else, for a model that has not the role, and for options or a side of pictures that it cannot be given.
     """
     found = find_model(source)
+    if options and not _takes_options(found, role):
+        raise CapfiltError(
+            f"{source} has no options: bundles.{role}_options is for models that other software runs",
+            fix="leave it out; a server is told by server.extra",
+        )
     if is_address(source):
         card = describe_server(source, server)
         check_role(card, role, source)
@@ -82,7 +88,7 @@ def read_model(
         from capfilt.models import foreign_bundle
 
         if foreign_bundle.recognised(found.path) is not None or not _is_blip(found.path):
-            card = foreign_bundle.describe(found.path, role)
+            card = foreign_bundle.describe(found.path, role, options)
             return Ready(card, found, lambda: foreign_bundle.take(found.path, card, to))
     elif not _is_blip(found.path):
         raise CapfiltError(
@@ -94,6 +100,15 @@ def read_model(
     where = str(found.path) if found.revision is None else f"{found.source}@{found.revision}"
     blip = import_checkpoint(where, to, role=role, vocabulary=vocabulary, size_px=size_px, heads=heads)
     return Ready(blip.bundle.card, found, blip.write, blip.bundle)
+
+
+def _takes_options(found: Found, role: Role) -> bool:
+    """Return whether this becomes a bundle of a model that other software runs here."""
+    from capfilt.models import foreign_bundle
+
+    if is_address(found.source) or (found.path / CARD_FILE).exists():
+        return False
+    return role != "init" and foreign_bundle.recognised(found.path) is not None
 
 
 def _is_blip(path: Path) -> bool:
