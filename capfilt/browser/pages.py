@@ -84,6 +84,7 @@ def _environment() -> Environment:
         "plain": plain,
         "estimate": estimate,
         "change": change,
+        "rate": rate,
         "duration": duration,
     }
     environment.globals["address"] = address
@@ -115,6 +116,11 @@ def count(number: int) -> str:
 def change(number: int) -> str:
     """Return a difference with its sign."""
     return f"{number:+,}".replace("-", "\N{MINUS SIGN}") if number else "\N{PLUS-MINUS SIGN}0"
+
+
+def rate(value: float) -> str:
+    """Return a number by second with three digits, and as a count where it is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

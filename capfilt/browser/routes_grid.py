@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ _SHARDS = 300
 """That are offered by name; any other can be typed."""
 
 
+_PATIENCE_S = 0.3
+"""How long a page waits for scores that are being loaded."""
 _MOST_PER_IMAGE = 5
 """Texts a picture that are offered."""
 
@@ -56,6 +59,7 @@ def grid_page(request: Request) -> HTMLResponse:
     site = site_of(request)
     if not wants_part(request):
         site.view.refresh()
+        _wait_a_little(site)
     facets, newest = site.view.facets(), newest_policy(site.run)
     in_force = None if newest is None else newest[1]
     wanted = Wanted.read(request.query_params.multi_items(), facets, in_force)
@@ -68,6 +72,13 @@ def grid_page(request: Request) -> HTMLResponse:
     shown = wanted.proposal if wanted.proposal.is_given else proposal_of(in_force)
     most = max((_MOST_PER_IMAGE, shown.per_image or 0))
     return site.page("grid.html", "/", **values, shown_proposal=shown, per_image_choices=range(1, most + 1))
+
+
+def _wait_a_little(site: Site) -> None:
+    """Wait for what is loaded in a moment: a page that fills in at once only flickers."""
+    until = time.monotonic() + _PATIENCE_S
+    while not site.view.facets().is_complete and time.monotonic() < until:
+        time.sleep(_PATIENCE_S / 20)
 
 
 async def apply_policy(request: Request) -> HTMLResponse:

@@ -94,7 +94,10 @@ class Served:
 @contextmanager
 def served(run: RunDir) -> Iterator[Served]:
     """Serve the page of a run in a thread, on a free port."""
-    server = server_of(create_app(run, TOKEN))
+    app = create_app(run, TOKEN)
+    # What a page shows must not depend on how fast this machine reads; tests that look before say so.
+    app.state.site.view.store.wait()
+    server = server_of(app)
     with listening(0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import capfilt.browser
-from capfilt.browser.pages import address, duration, page, share, shown
+from capfilt.browser.pages import address, duration, page, rate, share, shown
 
 TEMPLATES = Path(capfilt.browser.__file__).parent / "templates"
 
@@ -76,6 +76,16 @@ def test_times_are_said_as_people_say_them() -> None:
         "1 min 0 s",
         "3 min 20 s",
         "2 h 5 min",
+    ]
+
+
+def test_speeds_are_written_as_people_write_them() -> None:
+    assert [rate(value) for value in (0.01234, 3.14159, 42.19, 99.96, 1256.4)] == [
+        "0.0123",
+        "3.14",
+        "42.2",
+        "100",
+        "1,256",
     ]
 
 
