@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -73,22 +73,24 @@ def test_settings_keep_the_class_of_the_pipeline() -> None:
 
 def test_a_policy_of_scores_that_a_training_does_not_teach_is_refused() -> None:
     base = Bootstrap(filter_training=Training(phases=(Phase(itc=1.0),)))
-    for flags in (
+    refused: list[dict[str, Any]] = [
         {"judge.itm": "0.5"},
         {"judge.vqa": "auto:recall=0.9"},
         {"judge.by": "itm", "judge.rescue": True},
-    ):
+    ]
+    for flags in refused:
         with pytest.raises(CapfiltError, match=r"the filter that is trained learns ITC alone"):
             chosen(base, flags=flags)
         # One that is given is looked at where it is found; without scores there is no policy.
-        for without in ({"bundles.filter": "NAME/MODEL"}, {"score": False}):
-            assert chosen(base, flags={**flags, **without}).judge.is_given or "judge.by" in flags
-    for flags in (
+        assert chosen(base, flags={**flags, "bundles.filter": "NAME/MODEL"}).judge.is_given
+        assert chosen(base, flags={**flags, "score": False}).judge.is_given
+    taken: list[dict[str, Any]] = [
         {"judge.itc": "0.2"},
         {"judge.also": ("f:itm=0.5",)},
-        {"judge.by": "f:itm", "judge.per_image": 1},
-    ):
-        chosen(base, flags=flags)
+        {"judge.by": "0.5*itc + 2*f:itm", "judge.per_image": 1},
+    ]
+    for flags in taken:
+        assert chosen(base, flags=flags).judge.is_given
 
 
 def test_options_of_a_model_that_is_not_given_are_refused() -> None:

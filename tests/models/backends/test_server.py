@@ -21,12 +21,11 @@ from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.layers import changed
 from capfilt.models.api_client import ANSWER_BYTES
 from capfilt.models.backends import backend
+from capfilt.models.backends.answers import PROMPT, caption_of
 from capfilt.models.backends.server import (
     ASKING,
     CONVENTIONS,
-    PROMPT,
     ServerCaptioner,
-    caption_of,
     captioner,
     describe,
     is_address,
@@ -476,7 +475,7 @@ def test_the_key_is_sent_and_stands_in_no_record(server: ChatServer, monkeypatch
     captioner(Path("nowhere"), card, "cpu", "fp32").caption(plain(1), NUCLEUS, seed=0, candidates=1)
     assert {asked.headers["Authorization"] for asked in server.requests} == {"Bearer sk-very-secret"}
     assert "very-secret" not in card.model_dump_json()
-    assert card.foreign.options["api_key_env"] == "SEER_KEY"
+    assert card.foreign.asked["api_key_env"] == "SEER_KEY"
 
 
 def test_without_a_key_none_is_sent(server: ChatServer) -> None:
@@ -513,7 +512,7 @@ def test_the_card_says_which_model_is_served_and_how_it_is_asked(server: ChatSer
     card = describe(f"{server.url}/", QUICK)
     options = card.foreign.options
     assert (card.kind, card.objectives, card.family) == ("captioner", ("lm",), "server")
-    assert (options["url"], options["model"]) == (server.url, "acme/seer-7b")
+    assert (card.foreign.asked["url"], options["model"]) == (server.url, "acme/seer-7b")
     assert options["told"] == {"root": "acme/seer-7b", "owned_by": "vllm"}
     assert type(card).model_validate_json(card.model_dump_json()) == card
     assert made(server).digest == card.digest
