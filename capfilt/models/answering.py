@@ -19,9 +19,9 @@ from capfilt.models.devices import widened
 from capfilt.models.frozen import frozen_states
 from capfilt.models.prompted import padded, read_instructions, shifted, whole_instructions
 from capfilt.models.prompted_captioner import ready
+from capfilt.models.protocols import AS_MADE
 from capfilt.models.questions import longest_answer, room_for_question, shortened, within
 from capfilt.records import Scores
-from capfilt.settings import Matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from capfilt.models.prompted import SoftPrompted
     from capfilt.models.protocols import ImageBatch
     from capfilt.models.qformer_bundle import PromptedBundle
-    from capfilt.settings import Images
+    from capfilt.settings import Images, Matching
 
 QUESTION = 'Does the image show "{text}"? Answer yes or no.'
 """What is asked of a text, unless `filter.question` says otherwise."""
@@ -38,8 +38,6 @@ ROWS_AT_ONCE = 64
 """Answers that are read side by side."""
 _LEAST = 4
 """Words of a text that a question must leave room for."""
-AS_MADE = Matching()
-"""Nothing chosen."""
 
 
 class Answering:

@@ -62,6 +62,15 @@ def inference_type(precision: str) -> torch.dtype:
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
+def refuse_int8(precision: str, why: str) -> None:
+    """Raise CapfiltError where int8 is asked of a model that has no form in it, as `why` says."""
+    if precision == "int8":
+        raise CapfiltError(
+            f"--precision int8 is for the image encoder of BLIP, and {why}",
+            fix="give --precision bf16 or fp32",
+        )
+
+
 def autocast_type(precision: str, device: str) -> torch.dtype | None:
     """Return the type of the forward pass in training, None for that of the weights, which stay fp32.
 

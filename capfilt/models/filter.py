@@ -17,21 +17,19 @@ from capfilt.errors import RunFailedError
 from capfilt.models.devices import widened
 from capfilt.models.inference import image_states, prepare
 from capfilt.models.med import absorbs
+from capfilt.models.protocols import AS_MADE
 from capfilt.models.text import Packed
 from capfilt.records import Scores
-from capfilt.settings import Matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from capfilt.models.bundle import Bundle
     from capfilt.models.protocols import ImageBatch
-    from capfilt.settings import Images
+    from capfilt.settings import Images, Matching
 
 TEXTS_AT_ONCE = 16
 """Texts of a picture that stand in one row; attention within a row grows with the square of its length."""
-AS_MADE = Matching()
-"""Nothing chosen: a filter reads texts as its card says."""
 
 
 class MedFilter:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import Card, read_card
-from capfilt.settings import Blip2, Foreign, Matching
+from capfilt.models.protocols import AS_MADE
+from capfilt.settings import Blip2, Foreign
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,11 +16,9 @@ if TYPE_CHECKING:
     from capfilt.models.bundle_files import BundleOf
     from capfilt.models.protocols import Captioner, Filter
     from capfilt.models.qformer_bundle import PromptedBundle, QFormerBundle
+    from capfilt.settings import Matching
 
     AnyBundle: TypeAlias = Bundle | QFormerBundle | PromptedBundle
-
-AS_MADE = Matching()
-"""Nothing chosen: a filter reads texts as its card says."""
 
 
 def open_bundle(path: Path) -> BundleOf[Any, Any]:
@@ -59,9 +58,10 @@ def filter_of(
 ) -> Filter:
     """Return the filter of a bundle, ready on its device.
 
-    Raises CapfiltError for a bundle that cannot score pairs.
+    Raises CapfiltError for a bundle that cannot score pairs, and for a choice that it does not heed.
     """
     card = read_card(path)
+    _check_matching(card, matching)
     if isinstance(card.model, Foreign):
         from capfilt.models.backends import backend
 
@@ -114,6 +114,17 @@ def filter_from(
 
         return QFormerFilter(bundle, torch.device(device), precision, matching)
     return MedFilter(bundle, torch.device(device), precision, matching, compiled=compiled)
+
+
+def _check_matching(card: Card, matching: Matching) -> None:
+    """Refuse what was chosen and would be recorded without having changed a score."""
+    for name, value in matching.model_dump().items():
+        if value is not None and name not in card.reads:
+            raise CapfiltError(
+                f"filter.{name} is {value!r}, which a filter of the kind {card.family} does not read",
+                fix=f"leave filter.{name} out"
+                + (f"; this one reads filter.{', filter.'.join(card.reads)}" if card.reads else ""),
+            )
 
 
 def _check(card: Card, path: Path, needs: str) -> None:

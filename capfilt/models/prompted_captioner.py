@@ -14,7 +14,7 @@ from torch import Tensor
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models.captioner import Tokens, caption_numbers
-from capfilt.models.devices import inference_type
+from capfilt.models.devices import inference_type, refuse_int8
 from capfilt.models.frozen import frozen_states
 from capfilt.models.language_model import longest_text
 from capfilt.models.prompted import read_instructions
@@ -55,29 +55,45 @@ class PromptedCaptioner:
         """Return captions by picture and candidate; see `protocols.Captioner`."""
         ids = self._prompt(decoding)
         prompts = self._soft_prompts(batch, decoding.prompt)
-        begun, logits = self.model.begin(prompts, ids.expand(len(batch), -1))
-        self.tokens.computed += len(batch)
-        start, end = self._start(ids).expand(len(batch), -1), self._vocabulary.sep
-        if decoding.method == "beam":
-            writing = Writing(begun, logits, decoding.beams)
-            written = search.beam(writing.next_logits, writing.reorder, start, decoding, end)[:, None]
-            self.tokens.computed += writing.computed
-        elif decoding.method == "greedy":
-            written = self._written(Writing(begun, logits, 1), start, decoding, None)
-        else:
+        numbers = None
+        if decoding.method == "nucleus":
             numbers = caption_numbers(batch.sha256, decoding, seed, candidates).to(prompts.device)
-            some = numbers.split(max(1, ROWS_AT_ONCE // len(batch)), dim=1)
-            parts = [
-                self._written(Writing(begun, logits, few.shape[1]), start, decoding, few) for few in some
-            ]
-            written = torch.cat(parts, dim=1)
-        rows = written.tolist()
+        # Rows of a picture that cannot be apart: beams choose among one another, candidates do not.
+        together = max(1, ROWS_AT_ONCE // (decoding.beams if decoding.method == "beam" else 1))
+        rows: list[list[list[int]]] = []
+        for first in range(0, len(batch), together):
+            few = slice(first, first + together)
+            rows += self._search(prompts[few], ids, decoding, None if numbers is None else numbers[few])
+        end = self._vocabulary.sep
         self.tokens.needed += sum(
             row.index(end) + 1 if end in row else len(row) for mine in rows for row in mine
         )
         texts = [[self._text(row) for row in mine] for mine in rows]
         # Greedy and beam search have one answer: every candidate is that one.
         return [(mine * candidates)[:candidates] for mine in texts]
+
+    def _search(
+        self, prompts: Tensor, ids: Tensor, decoding: SettledDecoding, numbers: Tensor | None
+    ) -> list[list[list[int]]]:
+        """Return ids by picture and caption; the pictures are read side by side, each with ids (tokens,)."""
+        pictures = len(prompts)
+        begun, logits = self.model.begin(prompts, ids.expand(pictures, -1))
+        self.tokens.computed += pictures
+        start, end = self._start(ids).expand(pictures, -1), self._vocabulary.sep
+        if decoding.method == "beam":
+            writing = Writing(begun, logits, decoding.beams)
+            written = search.beam(writing.next_logits, writing.reorder, start, decoding, end)[:, None]
+            self.tokens.computed += writing.computed
+        elif numbers is None:
+            written = self._written(Writing(begun, logits, 1), start, decoding, None)
+        else:
+            some = numbers.split(max(1, ROWS_AT_ONCE // pictures), dim=1)
+            parts = [
+                self._written(Writing(begun, logits, few.shape[1]), start, decoding, few) for few in some
+            ]
+            written = torch.cat(parts, dim=1)
+        found: list[list[list[int]]] = written.tolist()
+        return found
 
     def _soft_prompts(self, batch: ImageBatch, prompt: str) -> Tensor:
         """Return what stands before the prompt's words; made once for a batch, or for each instruction."""
@@ -183,8 +199,9 @@ def ready(model: SoftPrompted, device: torch.device, precision: str) -> SoftProm
     """Return a model made ready to write, in place: what is frozen in the numbers of `precision`.
 
     The Q-Former and the maps around it stay in fp32: they are small, and unstable in less (LAVIS, too, keeps
-    them so).
+    them so). Raises CapfiltError for int8, in which neither frozen model has a form.
     """
+    refuse_int8(precision, "this is a model with a Q-Former")
     model = model.to(device).eval().requires_grad_(False)
     dtype = inference_type(precision)
     model.vision_model.convert(dtype)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from capfilt.data.images import to_square
+from capfilt.settings import Matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from capfilt.records import Scores
     from capfilt.settings import Images, SettledDecoding
+
+
+AS_MADE = Matching()
+"""Nothing chosen: a filter reads texts as its card says."""
 
 
 @dataclass

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from capfilt.data.captions import cleaned
 from capfilt.errors import CapfiltError, RunFailedError
-from capfilt.models.devices import inference_type, widened
+from capfilt.models.devices import inference_type, refuse_int8, widened
 from capfilt.models.frozen import frozen_states
 from capfilt.models.inference import PackedLinear
 from capfilt.models.packed import can_lay_out
+from capfilt.models.protocols import AS_MADE
 from capfilt.records import Scores
-from capfilt.settings import Matching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
     from capfilt.models.qformer import QFormer
     from capfilt.models.qformer_bundle import QFormerBundle
-    from capfilt.settings import Images
+    from capfilt.settings import Images, Matching
 
 ROWS_AT_ONCE = 64
 """Texts that are matched side by side, each with the keys and values of its picture."""
-AS_MADE = Matching()
-"""Nothing chosen: a filter reads texts as its card says."""
 
 
 class QFormerFilter:
@@ -165,9 +163,10 @@ def _pictures_of(texts: Sequence[Sequence[str]], device: torch.device) -> Tensor
 def prepare_qformer(model: QFormer, device: torch.device, precision: str) -> QFormer:
     """Make a model ready to score, in place: its image encoder in the numbers of `precision`.
 
-    The Q-Former stays in fp32, being small, and unstable in less. The image encoder has no form in 8-bit
-    numbers and is in bf16 where int8 is asked for.
+    The Q-Former stays in fp32, being small, and unstable in less. Raises CapfiltError for int8, in which the
+    frozen image encoder has no form.
     """
+    refuse_int8(precision, "this is a model with a Q-Former")
     model = model.to(device).eval().requires_grad_(False)
     model.vision_model.convert(inference_type(precision))
     if device.type == "cpu":

@@ -211,6 +211,44 @@ def test_candidates_that_do_not_fit_at_once_are_the_same(
     assert captioner.caption(part(batch, range(3)), NUCLEUS, seed=SEED, candidates=5) == at_once
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_beams_that_do_not_fit_at_once_are_the_same(
+    kind: LanguageKind, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner, batch = PromptedCaptioner(made(kind), CPU), pictures(5)
+    captioner.model.double()
+    decoding = SettledDecoding(method="beam", beams=3, min_tokens=2, max_tokens=7)
+    at_once = captioner.caption(batch, decoding, seed=SEED, candidates=1)
+    monkeypatch.setattr(prompted_captioner, "ROWS_AT_ONCE", 6)
+    rows, real = [], Writing.next_logits
+
+    def counted(writing: Writing, new: Tensor) -> Tensor:
+        rows.append(len(new))
+        return real(writing, new)
+
+    monkeypatch.setattr(Writing, "next_logits", counted)
+    assert captioner.caption(part(batch, range(5)), decoding, seed=SEED, candidates=1) == at_once
+    assert max(rows) == 6
+
+
+@pytest.mark.parametrize("method", ["nucleus", "greedy"])
+def test_pictures_that_do_not_fit_at_once_have_the_same_captions(
+    method: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner, batch = PromptedCaptioner(made("llama"), CPU), pictures(5)
+    captioner.model.double()
+    decoding = NUCLEUS.model_copy(update={"method": method})
+    at_once = captioner.caption(batch, decoding, seed=SEED, candidates=2)
+    monkeypatch.setattr(prompted_captioner, "ROWS_AT_ONCE", 2)
+    assert captioner.caption(part(batch, range(5)), decoding, seed=SEED, candidates=2) == at_once
+
+
+def test_there_is_no_form_of_it_in_8_bits(made: Made) -> None:
+    with pytest.raises(CapfiltError, match=r"--precision int8 .* a model with a Q-Former") as refused:
+        PromptedCaptioner(made("t5"), CPU, "int8")
+    assert "bf16" in refused.value.fix
+
+
 @pytest.mark.parametrize("method", ["nucleus", "beam"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_is_encoded_asked_and_read_once_for_all_its_candidates(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.data.images import flattened
 from capfilt.errors import CapfiltError
 from capfilt.models.checkpoints.names import few
-from capfilt.models.devices import inference_type
+from capfilt.models.devices import inference_type, refuse_int8
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,11 +31,7 @@ def load_model(auto: Any, folder: Path, device: str, precision: str, *, called: 
     `called` names it in errors, whose mend is `fix`: CapfiltError where the folder holds no such model, or
     lacks some of its weights.
     """
-    if precision == "int8":
-        raise CapfiltError(
-            f"--precision int8 is for capfilt's own models, and {called} is run by transformers",
-            fix="give --precision bf16 or fp32",
-        )
+    refuse_int8(precision, f"{called} is run by transformers")
     model, found = load(
         lambda: auto.from_pretrained(
             folder, dtype=inference_type(precision), output_loading_info=True, **LOCAL
