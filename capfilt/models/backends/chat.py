@@ -16,6 +16,7 @@ from torch import Tensor
 
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
+from capfilt.models.backends.answers import PROMPT, caption_of
 from capfilt.models.backends.folders import LOCAL, first_line, load, load_model, presentable
 from capfilt.models.bundle_files import check_files
 from capfilt.models.captioner import caption_numbers
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
     from capfilt.settings import SettledDecoding
 
-PROMPT = "Describe the image in one short sentence."
-"""What is asked unless the decoding says otherwise."""
 CONVENTIONS = Conventions(prompt=PROMPT, min_tokens=1, max_tokens=60)
 """How such a model is used while nothing is chosen: a sentence ends by itself long before so many tokens."""
 ROWS_AT_ONCE = 128
@@ -181,11 +180,11 @@ class ChatCaptioner:
         return ids.view(len(start), each, -1)
 
     def _text(self, ids: list[int]) -> str:
-        """Return a caption on one line, without its end and other special tokens."""
+        """Return a caption on one line, without thoughts, its end and other special tokens."""
         end = self._ends[0]
         ids = ids[: ids.index(end)] if end in ids else ids
         text: str = self._processor.decode(ids, skip_special_tokens=True)
-        return " ".join(text.split())
+        return caption_of(text)
 
 
 class Writing:

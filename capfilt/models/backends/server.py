@@ -26,6 +26,7 @@ from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.layers import validated
 from capfilt.models.api_client import Client, RefusedRequestError, address, in_threads, one_line
+from capfilt.models.backends.answers import PROMPT, caption_of
 from capfilt.models.cards import Card, Conventions
 from capfilt.settings import Foreign, Server
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from capfilt.models.protocols import ImageBatch
     from capfilt.settings import SettledDecoding
 
-PROMPT = "Describe the image in one short sentence."
 CONVENTIONS = Conventions(prompt=PROMPT, min_tokens=0, max_tokens=64)
 """A sentence of a chat model is longer than one of BLIP's, and it knows itself when it has ended."""
 ASKING = frozenset({"url", "api_key_env", "concurrency", "timeout_s", "retries", "backoff_s"})
@@ -232,16 +232,6 @@ class ServerCaptioner:
         # Without subsampling: half the resolution of colour is what small pictures and letters cannot spare.
         image.save(file, kind, **({"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {}))
         return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def caption_of(answer: str) -> str:
-    """Return the caption in a model's answer, on one line: what it thought on the way is left out.
-
-    A thought that never ends was cut off by decoding.max_tokens, and nothing of it is a caption; one that
-    never begins was begun by the model's template.
-    """
-    text = re.sub(r"<think>.*?(</think>|\Z)", " ", answer, flags=re.S)
-    return one_line(text.rpartition("</think>")[2])
 
 
 def _text_of(client: Client, body: Mapping[str, Any], key: tuple[str | int, ...]) -> str:

@@ -22,7 +22,8 @@ from capfilt.draws import uniforms
 from capfilt.errors import CapfiltError
 from capfilt.models import decoding as search
 from capfilt.models.backends import chat
-from capfilt.models.backends.chat import PROMPT, ChatCaptioner, with_one_end
+from capfilt.models.backends.answers import PROMPT
+from capfilt.models.backends.chat import ChatCaptioner, with_one_end
 from capfilt.models.protocols import ImageBatch
 from capfilt.settings import SettledDecoding
 
@@ -252,6 +253,20 @@ def test_several_ends_are_as_likely_as_all_of_them_together() -> None:
     )
     assert with_one_end(logits, [3, 1], likeliest=True)[0, 3] == logits[0, 1]
     assert with_one_end(logits, [3], likeliest=False) is logits
+
+
+def test_what_a_model_thought_is_no_caption(
+    captioners: dict[str, ChatCaptioner], batch: ImageBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner, said = (
+        captioners["qwen2_vl"],
+        iter(["<think>It is\nred.</think>\n\nA red\nsquare.", "<think>So"]),
+    )
+    monkeypatch.setattr(captioner._processor, "decode", lambda *_, **__: next(said))
+    assert captioner.caption(part(batch, [0, 1]), GREEDY, seed=SEED, candidates=1) == [
+        ["A red square."],
+        [""],
+    ]
 
 
 def test_a_thread_of_a_picture_is_asked_about_too(captioners: dict[str, ChatCaptioner]) -> None:
