@@ -25,7 +25,7 @@ from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.models.bundle_files import check_files
 from capfilt.models.cards import Card, Conventions, Kind, Objective
-from capfilt.records import Scores
+from capfilt.records import SCORES, Scores
 from capfilt.settings import Foreign
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 SUFFIX = ".py"
 CONVENTIONS = Conventions(min_tokens=0, max_tokens=60)
 """How a captioner of one's own is used while nothing is chosen; it may ignore all of it."""
+_ROUNDING = 0.01
+"""How far a score may be out of its range: a cosine in bf16 comes to 1.008."""
 _MEND = "mend the file and give it again; examples/own_filter.py is one to follow"
 
 
@@ -125,11 +127,17 @@ class OwnFilter:
         self._own.check(_shape(given) == wanted, "Scores for each text of each picture")
         for score in (score for mine in given for score in mine):
             self._own.check(isinstance(score, Scores), "Scores of capfilt.records")
-            for name in self._objectives:
-                value = getattr(score, name)
+            for name, scale in SCORES.items():
+                value, is_promised = getattr(score, name), name in self._objectives
                 self._own.check(
-                    isinstance(value, (int, float)) and math.isfinite(value),
-                    f"a finite number as {name}, which is among its SCORES",
+                    value is None or is_promised, f"scores without {name}, which is not among its SCORES"
+                )
+                is_one = isinstance(value, (int, float)) and math.isfinite(value)
+                low, high = scale.low - _ROUNDING, scale.high + _ROUNDING
+                self._own.check(
+                    not is_promised or (is_one and low <= value <= high),
+                    f"{scale.kind}, a number from {scale.low} to {scale.high}, as {name}, which is among its "
+                    "SCORES",
                 )
         return given
 
@@ -248,7 +256,8 @@ def _scores(file: Path, given: Any) -> tuple[Objective, ...]:
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, (list, tuple)) or not names or not set(names) <= set(known):
         raise CapfiltError(
-            f"{file}: SCORES is {given!r}", fix=f"name what the filter gives: {' or '.join(known)}, or both"
+            f"{file}: SCORES is {given!r}",
+            fix=f"name what the filter gives: {' or '.join(known)}, or both",
         )
     return tuple(name for name in known if name in names)
 

@@ -162,8 +162,11 @@ def test_captions_that_were_not_asked_for_are_refused(tmp_path: Path, answer: st
     [
         ("[[Scores(itc=0.1)]]", "Scores for each text"),
         ("[[0.1, 0.2], []]", "Scores of capfilt.records"),
-        ("[[Scores(itm=0.1)] * 2, []]", "a finite number as itc"),
-        ("[[Scores(itc=float('nan'))] * 2, []]", "a finite number as itc"),
+        ("[[Scores()] * 2, []]", "a cosine, a number from -1 to 1, as itc"),
+        ("[[Scores(itc=float('nan'))] * 2, []]", "a cosine, a number from -1 to 1, as itc"),
+        ("[[Scores(itc=-1.2)] * 2, []]", "a cosine, a number from -1 to 1, as itc"),
+        ("[[Scores(itc=0.5), Scores(itc=7)], []]", "a cosine, a number from -1 to 1, as itc"),
+        ("[[Scores(itc=0.1, itm=0.1)] * 2, []]", "scores without itm, which is not among its SCORES"),
     ],
 )
 def test_scores_that_were_not_asked_for_are_refused(tmp_path: Path, answer: str, what: str) -> None:
@@ -173,6 +176,28 @@ def test_scores_that_were_not_asked_for_are_refused(tmp_path: Path, answer: str,
     )
     with pytest.raises(CapfiltError, match=f"did not give {what}"):
         scores(taken(tmp_path, code, "filter"), [["a", "b"], []])
+
+
+@pytest.mark.parametrize(("value", "is_one"), [(0, True), (1, True), (1.2, False), (-0.5, False)])
+def test_a_probability_is_one(tmp_path: Path, value: float, is_one: bool) -> None:
+    code = f"""
+        from capfilt.records import Scores
+
+        SCORES = "itm"
+
+        class Mine:
+            def score(self, batch, texts):
+                return [[Scores(itm={value})]]
+
+        def filter(device, precision):
+            return Mine()
+    """
+    bundle = taken(tmp_path, code, "filter")
+    if is_one:
+        assert scores(bundle, [["a"]]) == [[None]]
+    else:
+        with pytest.raises(CapfiltError, match="a probability, a number from 0 to 1, as itm"):
+            scores(bundle, [["a"]])
 
 
 def test_a_copy_that_was_changed_is_not_run(tmp_path: Path) -> None:
