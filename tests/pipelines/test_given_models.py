@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import given_models
@@ -23,7 +24,7 @@ from capfilt.models.vocabulary import train_vocabulary
 from capfilt.settings import Foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -61,11 +62,17 @@ def served() -> Iterator[ChatServer]:
 
 
 def run(
-    few: Path, out: Path, captioner: object, filter_: object, *, by: str = "itm"
+    few: Path,
+    out: Path,
+    captioner: object,
+    filter_: object,
+    *,
+    by: str = "itm",
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> list[tuple[Any, ...]]:
     """Do a whole run with two models; returns its pairs: source, text, ITC, ITM, keep."""
     words = ["bootstrap", few / "web", "--out", out, "--captioner", captioner, "--filter", filter_]
-    words += ["--fraction", "0.5", "--by", by, "--accept-weak-filter", *sets(CHOSEN), "--json"]
+    words += ["--fraction", "0.5", "--by", by, "--accept-weak-filter", *sets({**CHOSEN, **more}), "--json"]
     ended = here(*words)
     stages = {stage["stage"]: stage["status"] for stage in json.loads(ended.out)["stages"]}
     assert stages == dict.fromkeys(("recaption_and_score", "judge", "export"), "done")
@@ -132,6 +139,24 @@ def test_a_dual_encoder_filters(
     assert card.model == Foreign(backend="dual_encoder")
     ours, theirs = (transformers.AutoModel.from_pretrained(at).state_dict() for at in (bundle, models[name]))
     assert all(torch.equal(ours[one], theirs[one]) for one in theirs)
+
+
+@pytest.mark.parametrize("name", ["InstructBLIP with Llama", "InstructBLIP with T5"])
+def test_an_instructblip_of_transformers_filters_by_answering(
+    name: str, models: dict[str, Path], med: dict[str, Path], few: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(few, out, med["captioner"], models[name], by="vqa", more={"filter.question": "is it {text} ?"})
+    [(low, high, found, others)] = sql(
+        out, "SELECT min(vqa), max(vqa), count(DISTINCT vqa), count(itc) + count(itm) FROM pairs"
+    )
+    assert 0 <= low < high <= 1
+    assert found > 24
+    assert others == 0
+    card = read_card(out / "models" / "filter")
+    assert card.kind == "captioner"
+    # Of what LAVIS reads, as much as this Q-Former has places for.
+    assert (card.blip2.qformer.max_tokens, card.blip2.language.max_tokens) == (32, 128)
 
 
 # -- captioners

@@ -39,8 +39,9 @@ def is_qformer_folder(folder: Path) -> bool:
 def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any]:
     """Read a folder of transformers as the bundle that `write()` puts at `path`.
 
-    Blip2ForImageTextRetrieval is a filter, the two others are captioners. Raises CapfiltError for a role
-    that the model has not, and for weights that are missing, by their names.
+    Blip2ForImageTextRetrieval is a filter, the two others are captioners, and InstructBLIP filters too, by
+    answering. Raises CapfiltError for a role that the model has not, and for weights that are missing, by
+    their names.
     """
     import torch
     import transformers
@@ -56,7 +57,8 @@ def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any
     named = (config.get("architectures") or [None])[0]
     is_filter = named == RETRIEVAL
     kind: Kind = "filter" if is_filter else "captioner"
-    if role != "init" and role != kind:
+    answers = role == "filter" and settings.family == "instructblip"
+    if role not in ("init", kind) and not answers:
         raise CapfiltError(
             f"{found.source} is a {kind} ({named})",
             fix=f"give it as --{kind}; a {role} of this family is "
