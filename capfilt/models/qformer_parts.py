@@ -6,14 +6,13 @@ digests that a training is known by.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
 from capfilt.layers import changed
-from capfilt.models.cards import CARD_FILE, identity, read_card
+from capfilt.models.cards import CARD_FILE, read_card
 from capfilt.models.checkpoints.bert import bert_settings, bert_vocabulary, start_qformer
 from capfilt.models.checkpoints.configs import CONFIG_FILE, is_blip, preprocessor_of, read_json
 from capfilt.models.checkpoints.hub import find_checkpoint
@@ -22,9 +21,10 @@ from capfilt.models.checkpoints.qformer import is_qformer_folder
 from capfilt.models.checkpoints.qformer_configs import blip2_of
 from capfilt.models.checkpoints.vit import check_heads, start_image_encoder, timm_weights_of
 from capfilt.models.checkpoints.weight_files import read_folder, read_pth
+from capfilt.models.part_files import folder_digest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from capfilt.models.language_vocabulary import LanguageVocabulary
     from capfilt.models.prompted import SoftPrompted
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 TIMM = "timm"
 """Stands for the weights that timm itself takes for a ViT's name."""
+ROLES = ("vision", "language", "text")
+"""What a part can be; `Bundles` has a setting of the name of each."""
+_OF_BERT = {"width", "layers", "heads", "feed_forward", "places", "norm_epsilon"}
+"""Settings of a Q-Former that are those of the BERT it starts from."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,13 @@ class Taken:
     source: str
     """As it was given, or the hub id that it stands for."""
     digest: str
-    """Of all its files that matter."""
+    """Of all its files that are read; what comes from the hub is known by its name and commit."""
+    typed: str = ""
+    """As it was given."""
+    revision: str | None = None
+    """Commit of the hub; None for what is no download."""
+    says: dict[str, Any] = field(default_factory=dict)
+    """Settings that it says of itself, so that how a model is built is known without its files."""
 
 
 @dataclass(frozen=True)
@@ -62,43 +72,109 @@ class Parts:
         parts = {"vision": self.vision, "language": self.language, "text": self.text}
         return {name: part.digest for name, part in parts.items() if part is not None}
 
+    def for_a(self, kind: str, *, from_nothing: bool) -> Parts | None:
+        """Return those that a model of this kind takes, where it starts from nothing or from a model."""
+        vision, text = (self.vision, self.text) if from_nothing else (None, None)
+        found = Parts(vision, self.language if kind == "captioner" else None, text)
+        return found if found.facts() else None
+
+    def located(self) -> Parts:
+        """Return the same where it lies now: a commit of the hub that is gone is downloaded again."""
+        found: dict[str, Taken | None] = {}
+        for name in ROLES:
+            part = getattr(self, name)
+            if part is not None and part.revision is not None and not part.path.exists():
+                there = find_checkpoint(f"{part.source}@{part.revision}", may_lack_owner=True)
+                part = replace(part, path=there.path.absolute())
+            found[name] = part
+        return Parts(**found)
+
+    def record(self) -> dict[str, Any]:
+        """Return it as plain values; see `recorded_parts`."""
+        parts = {name: getattr(self, name) for name in ROLES}
+        return {
+            name: {**asdict(one), "path": str(one.path)} for name, one in parts.items() if one is not None
+        }
+
+
+def recorded_parts(record: Mapping[str, Any]) -> Parts:
+    """Return what `Parts.record` wrote."""
+    found = {name: Taken(**{**one, "path": Path(one["path"])}) for name, one in record.items()}
+    return Parts(*(found.get(name) for name in ROLES))
+
 
 def find_parts(bundles: Bundles, model: Blip2, *, with_language: bool) -> Parts | None:
     """Find what `bundles.vision` and, for a captioner, `bundles.language` name; None where neither does.
 
     Each is a path or a hub id, which is downloaded unless it is in the cache.
     """
-    vision = language = None
-    if bundles.vision is not None:
-        is_name = bundles.vision == TIMM
-        vision = _found(timm_weights_of(model.vision.timm) if is_name else bundles.vision)
-    if with_language and bundles.language is not None:
-        language = _found(bundles.language)
-        if not (language.path / CONFIG_FILE).is_file():
-            raise CapfiltError(
-                f"{language.path} is no language model: it has no {CONFIG_FILE}",
-                fix="give bundles.language a folder of transformers, or a hub id such as facebook/opt-125m",
-            )
-    text = _found(bundles.text) if bundles.text is not None else None
-    found = Parts(vision, language, text)
-    return found if any((vision, language, text)) else None
+    names = [name for name in ROLES if typed(name, bundles, model) and (with_language or name != "language")]
+    found = {name: find_part(name, bundles, model) for name in names}
+    return Parts(*(found.get(name) for name in ROLES)) if found else None
+
+
+def typed(name: str, bundles: Bundles, model: Blip2) -> str | None:
+    """Return what was given for a part; of weights that timm knows, where on the hub they are."""
+    given: str | None = getattr(bundles, name)
+    return timm_weights_of(model.vision.timm) if name == "vision" and given == TIMM else given
+
+
+def find_part(name: str, bundles: Bundles, model: Blip2) -> Taken:
+    """Find one part that is given, and read what it says of itself."""
+    source = typed(name, bundles, model)
+    assert source is not None
+    found = find_checkpoint(source, may_lack_owner=True)
+    path = found.path.absolute()
+    digest = folder_digest(path) if found.revision is None else f"{found.source}@{found.revision}"
+    return Taken(path, found.source, digest, source, found.revision, _says(name, path, model))
+
+
+def _says(name: str, path: Path, model: Blip2) -> dict[str, Any]:
+    """Return the settings that a part says of itself."""
+    if name == "vision":
+        return _vision_settings(path)
+    if name == "text":
+        return bert_settings(path, model.qformer, "model.qformer").model_dump(include=_OF_BERT)
+    if not (path / CONFIG_FILE).is_file():
+        raise CapfiltError(
+            f"{path} is no language model: it has no {CONFIG_FILE}",
+            fix="give bundles.language a folder of transformers, or a hub id such as facebook/opt-125m",
+        )
+    return read_json(path / CONFIG_FILE)
 
 
 def settle_parts(parts: Parts | None, model: Blip2) -> Blip2:
     """Return how the model is built: image encoder and language model as those that are given."""
-    layers: list[dict[str, Any]] = []
-    if parts is not None and parts.vision is not None:
-        layers.append(_vision_settings(parts.vision.path))
-    settled = changed(model, *layers)
-    if parts is not None and parts.text is not None:
-        sizes = bert_settings(parts.text.path, settled.qformer, "model.qformer")
-        settled = settled.model_copy(update={"qformer": sizes})
-    if parts is not None and parts.language is not None:
-        config = read_json(parts.language.path / CONFIG_FILE)
+    if parts is None:
+        return model
+    settled = changed(model, parts.vision.says) if parts.vision is not None else model
+    if parts.text is not None:
+        settled = changed(settled, {"qformer": parts.text.says})
+    if parts.language is not None:
         # Replaced and not merged: what another language model's file says has no place in it.
-        language = settled.language.model_copy(update={"config": config})
+        language = settled.language.model_copy(update={"config": parts.language.says})
         settled = settled.model_copy(update={"language": language})
     return settled
+
+
+def check_language(part: Taken, model: Blip2, *, with_places: bool) -> None:
+    """Refuse a language model that no captioner can be built around, without its weights.
+
+    That is one that transformers does not build, whose tokenizer does not fit or has not one token for
+    `model.language.ends_with`, or, where the queries are known, without places for the longest text.
+    """
+    import torch
+
+    from capfilt.models.language_model import build_language_model, check_places
+    from capfilt.models.language_vocabulary import load_language_vocabulary
+
+    settings = settle_parts(Parts(None, part), model)
+    with torch.device("meta"):
+        built = build_language_model(settings.language.config)
+    load_language_vocabulary(part.path, settings.language)
+    if with_places:
+        texts = 2 if model.family == "instructblip" else 1
+        check_places(built, model.qformer.queries, settings.language.max_tokens, texts=texts)
 
 
 def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> None:
@@ -109,7 +185,7 @@ def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> 
     from capfilt.models.prompted import SoftPrompted
 
     for part in (parts.vision, parts.language, parts.text):
-        if part is not None and folder_digest(part.path) != part.digest:
+        if part is not None and part.revision is None and folder_digest(part.path) != part.digest:
             raise CapfiltError(
                 f"{part.path} changed while it was read",
                 fix="give the same command again, with files that stay",
@@ -137,27 +213,6 @@ def part_vocabulary(parts: Parts | None, settings: Blip2) -> LanguageVocabulary:
             fix="name one, e.g. --set bundles.language=facebook/opt-125m, or a folder of transformers",
         )
     return load_language_vocabulary(parts.language.path, settings.language)
-
-
-def _found(source: str) -> Taken:
-    found = find_checkpoint(source, may_lack_owner=True)
-    path = found.path.absolute()
-    return Taken(path, found.source, folder_digest(path))
-
-
-def folder_digest(path: Path) -> str:
-    """Return the digest of a model's files: of a bundle what its card says, else of their bytes."""
-    if (path / CARD_FILE).exists():
-        return identity(read_card(path))
-    if path.is_file():
-        return _sha256(path)
-    files = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith("."))
-    return digest_of({file.name: _sha256(file) for file in files})
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _vision_settings(path: Path) -> dict[str, Any]:

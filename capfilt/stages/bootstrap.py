@@ -29,6 +29,9 @@ from capfilt.stages.given import (
     write_given,
 )
 from capfilt.stages.lineage import record_bundle
+from capfilt.stages.parts import FoundParts, find_run_parts, takers, write_parts
+from capfilt.stages.start_models import check_built_alike, check_start
+from capfilt.stages.train import TrainModels
 from capfilt.versions import versions
 
 if TYPE_CHECKING:
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 
     from capfilt.records import Shard
     from capfilt.settings import Bootstrap, Compute
+
+
+_PARTS = "parts"
+"""Names their record beside those of models that are given."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class Inputs:
     web: list[Shard]
     clean: list[Shard]
     given: list[Given]
+    parts: FoundParts
+    """What models from nothing are begun with."""
 
 
 def find_inputs(request: Request, engine: Engine) -> Inputs:
@@ -105,7 +114,9 @@ def find_inputs(request: Request, engine: Engine) -> Inputs:
     web = find_shards(request.web) if request.web is not None else []
     clean = find_shards(request.clean) if request.clean is not None else []
     _check_input(request, web, clean)
-    return Inputs(web, clean, _find_given(request, engine))
+    if request.round == 1 and _trains(request):
+        check_start(request.settings)
+    return Inputs(web, clean, _find_given(request, engine), _find_parts(request, engine))
 
 
 def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, progress: Progress) -> Finished:
@@ -119,10 +130,13 @@ def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, prog
         write_whole(run.previous_file, canonical_json(request.previous))
     for one in found.given:
         write_given(run.given_file(one.role), one)
+    write_parts(run.given_file(_PARTS), found.parts)
     for one in found.given:
         take_into_run(run, one.role, one, settings, engine, progress)
         if one.role == "init":
             record_bundle(run, run.model(one.role))
+            if request.round == 1:
+                check_built_alike(settings.model, read_card(run.model(one.role)), one.source)
     context = Context(
         run=run,
         settings=settings,
@@ -134,6 +148,7 @@ def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, prog
         precision=precision,
         start=next_start(run),
         round=request.round,
+        parts=found.parts,
     )
     finished = Finished(run, [], request.round)
     for stage in request.stages:
@@ -216,6 +231,26 @@ def _find_given(request: Request, engine: Engine) -> list[Given]:
     return [find_given(one, read_given(run.given_file(one.role)), engine) for one in asked]
 
 
+def _find_parts(request: Request, engine: Engine) -> FoundParts:
+    """Find what the run's models from nothing, and the one after them, are begun with."""
+    run, kinds = RunDir(request.out), _kinds(request)
+    if any(stage.name == "pretrain_next" for stage in request.stages):
+        kinds.append("next")
+    return find_run_parts(
+        request.settings.bundles,
+        request.settings.model,
+        kinds,
+        untrained=[kind for kind in kinds if not (run.model(kind) / CARD_FILE).exists()],
+        record=run.given_file(_PARTS),
+        engine=engine,
+    )
+
+
+def _kinds(request: Request) -> list[str]:
+    """Return the kinds of the models that are trained."""
+    return [kind for stage in request.stages if isinstance(stage, TrainModels) for kind in stage.kinds]
+
+
 def _trains(request: Request) -> bool:
     return any(stage.name.startswith("train_") for stage in request.stages)
 
@@ -243,8 +278,12 @@ def _facts(request: Request, found: Inputs, device: str, precision: str) -> dict
         for what in ("checkpoint_every", "validate_every", "log_every"):
             (choices[name] or {}).pop(what, None)
     choices["clean"].pop("cache_mb")
+    # Those of the model that a next round starts from are that round's affair, too.
+    taking = takers(_kinds(request), from_nothing=settings.bundles.init is None)
+    parts = found.parts.only(taking)
     return {
         **choices,
+        **({"parts": parts} if parts else {}),
         "round": request.round,
         "device": device,
         "precision": precision,

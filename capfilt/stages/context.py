@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from capfilt.stages.parts import FoundParts
 
 if TYPE_CHECKING:
     from capfilt.provenance.rundir import RunDir
@@ -99,6 +101,8 @@ class Context:
     """Which start of the run, from 1."""
     round: int = 1
     """Round of bootstrapping."""
+    parts: FoundParts = field(default_factory=FoundParts)
+    """What models from nothing are begun with."""
 
     def say_precision(self) -> None:
         """Say in which numbers models caption and score, where these are not the ones they were made in."""

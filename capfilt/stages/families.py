@@ -13,6 +13,7 @@ from capfilt.errors import CapfiltError
 from capfilt.layers import changed
 from capfilt.models.cards import INSTRUCTION, Conventions, Kind, Objective, identity
 from capfilt.settings import Blip2, Model
+from capfilt.stages.start_models import built_like, check_init
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,8 +103,16 @@ def check_parts(model: Model | Blip2, bundles: Bundles, kinds: Iterable[Kind]) -
         raise _no_language_model()
 
 
-def find_beginning(kind: Kind, init: Path | None, bundles: Bundles | None, model: Model | Blip2) -> Beginning:
+def find_beginning(
+    kind: Kind,
+    init: Path | None,
+    bundles: Bundles | None,
+    model: Model | Blip2,
+    known: Parts | None = None,
+) -> Beginning:
     """Find and read what a model starts from, and settle how it is built; nothing is drawn yet.
+
+    `known` are the parts of a Q-Former where they were found before.
 
     Raises CapfiltError for what is not there or does not fit, and for a Q-Former without an image encoder.
     """
@@ -117,25 +126,25 @@ def find_beginning(kind: Kind, init: Path | None, bundles: Bundles | None, model
         # Which model it is built like says nothing of what is trained of it.
         settings = changed(settings, {"shared_vision": model.shared_vision})
         return Beginning(kind, settings, bundle, start, None)
-    return _with_qformer(kind, bundle, bundles, model)
+    return _with_qformer(kind, bundle, bundles, model, known)
 
 
 def _with_qformer(
-    kind: Kind, init: BundleOf[Any, Any] | None, bundles: Bundles | None, model: Blip2
+    kind: Kind, init: BundleOf[Any, Any] | None, bundles: Bundles | None, model: Blip2, known: Parts | None
 ) -> Beginning:
     from capfilt.models.qformer_parts import find_parts, settle_parts
 
-    _check_start(kind, init, bundles)
+    check_init(kind, init)
     settings = model
     if init is not None:
-        built = init.card.blip2
         is_new = bundles is not None and bundles.language is not None
-        language = built.language if built.language.config and not is_new else model.language
-        settings = built.model_copy(update={"family": model.family, "language": language})
-        bundles = bundles.model_copy(update={"vision": None, "text": None}) if bundles is not None else None
+        settings = built_like(init, model, is_new=is_new)
     writes = kind == "captioner"
     needs_language = writes and not settings.language.config
-    parts = find_parts(bundles, settings, with_language=writes) if bundles is not None else None
+    if known is None and bundles is not None:
+        taken = bundles if init is None else bundles.model_copy(update={"vision": None, "text": None})
+        known = find_parts(taken, settings, with_language=writes)
+    parts = known.for_a(kind, from_nothing=init is None) if known is not None else None
     if init is None and (parts is None or parts.vision is None):
         raise _no_image_encoder()
     if needs_language and (parts is None or parts.language is None):
@@ -158,33 +167,13 @@ def _no_language_model() -> CapfiltError:
     )
 
 
-def _check_start(kind: Kind, init: BundleOf[Any, Any] | None, bundles: Bundles | None) -> None:
-    """Refuse what a model with a Q-Former cannot start from."""
-    if bundles is not None and bundles.text is not None and init is None and kind == "captioner":
-        raise CapfiltError(
-            "bundles.text is a BERT that stage 1 starts from, and a captioner starts from stage 1",
-            fix="leave bundles.text out, or pre-train stage 1 first (--pipeline blip2_stage1) and give it as "
-            "--init; bundles.language names the language model of a captioner",
-        )
-    if init is None:
-        return
-    if not init.card.is_qformer:
-        raise CapfiltError(
-            f"{init.path} is of the kind {init.card.family}, and this pipeline trains a Q-Former",
-            fix="start from a stage 1, which `capfilt pretrain --pipeline blip2_stage1` makes, or take its "
-            "image encoder alone: --set bundles.vision=MODEL",
-        )
-    if kind != "captioner" and init.card.kind == "captioner":
-        raise CapfiltError(
-            f"{init.path} is a captioner, whose Q-Former has no part for texts",
-            fix="start a filter from stage 1 (--init), from which the captioner was started too",
-        )
-
-
 def begin(beginning: Beginning, texts: Iterable[str], objectives: Iterable[Objective]) -> Begun:
     """Build the model, drawing from torch's generator; `texts` are read for a vocabulary to train."""
     if isinstance(beginning.settings, Model):
         return _begin_med(beginning, beginning.settings, texts, objectives)
+    settings = beginning.settings
+    if beginning.parts is not None:
+        beginning = replace(beginning, parts=beginning.parts.located())
     if beginning.kind == "captioner":
         named = set(objectives)
         if named != {"lm"}:
@@ -193,8 +182,8 @@ def begin(beginning: Beginning, texts: Iterable[str], objectives: Iterable[Objec
                 + (", ".join(sorted(named - {"lm"})) or "no lm"),
                 fix="give lm alone a weight in every phase; the filter is trained for itc and itm",
             )
-        return _begin_prompted(beginning, beginning.settings, texts)
-    return _begin_qformer(beginning, beginning.settings, texts, objectives)
+        return _begin_prompted(beginning, settings, texts)
+    return _begin_qformer(beginning, settings, texts, objectives)
 
 
 def _begin_med(
@@ -242,6 +231,7 @@ def _begin_qformer(
 
 
 def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str]) -> Begun:
+    from capfilt.models.language_vocabulary import LanguageVocabulary
     from capfilt.models.prompted import SoftPrompted
     from capfilt.models.qformer_bundle import adopt
     from capfilt.models.qformer_parts import load_parts, part_vocabulary
@@ -249,6 +239,12 @@ def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str])
     from capfilt.training.language import LANGUAGE, asked_for
 
     init, parts = beginning.init, beginning.parts
+    if parts is not None and parts.text is not None:
+        raise CapfiltError(
+            "bundles.text is a BERT that stage 1 starts from, and a captioner starts from stage 1",
+            fix="leave bundles.text out, or pre-train stage 1 first (--pipeline blip2_stage1) and give it as "
+            "--init; bundles.language names the language model of a captioner",
+        )
     reader = None
     if settings.family == "instructblip":
         # Stage 1 reads with it, and a captioner of InstructBLIP has it beside its language model's.
@@ -259,6 +255,8 @@ def _begin_prompted(beginning: Beginning, settings: Blip2, texts: Iterable[str])
     is_new = parts is not None and parts.language is not None
     if init is not None and init.card.kind == "captioner" and not is_new:
         vocabulary = init.vocabulary
+        if settings.language.ends_with != init.card.blip2.language.ends_with:
+            vocabulary = LanguageVocabulary(vocabulary.files(), settings.language)
     else:
         vocabulary = part_vocabulary(parts, settings)
     fresh: tuple[str, ...] = ()

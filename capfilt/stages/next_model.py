@@ -65,7 +65,12 @@ class PretrainNext:
                 fix="let the pipeline's stages end with JudgePairs() and ExportPairs()",
             )
         digest = export_digest(manifest)
-        facts = {**_choices(context.settings, self.seed), "policy": policy[1].words, "export": digest}
+        facts = {
+            **_choices(context.settings, self.seed),
+            "parts": context.parts.only(("vision", "text")),
+            "policy": policy[1].words,
+            "export": digest,
+        }
         known = read_record(run)
         if known is not None and known["facts"] == facts and _stands(run, known):
             return Outcome(detail="joint: trained before", count=0)
@@ -96,6 +101,7 @@ class PretrainNext:
             clean=settings.clean,
             input=settings.input,
             bundles=settings.bundles,
+            parts=context.parts.of_a_qformer,
             init=None,
             seed=self.seed,
             precision=context.precision,
@@ -157,8 +163,6 @@ def _choices(settings: Bootstrap, seed: int) -> dict[str, Any]:
     return {
         "training": training.model_dump(mode="json", include={"phases", "augment"}),
         "stream": settings.stream.model_dump(mode="json"),
-        "vision": settings.bundles.vision,
-        "text": settings.bundles.text,
         "seed": seed,
         "texts": settings.export.texts,
         "samples_per_shard": settings.export.samples_per_shard,

@@ -16,8 +16,10 @@ from capfilt.provenance.rundir import hold
 from capfilt.settings import Blip2
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.clean_pool import clean_pool
+from capfilt.stages.parts import find_run_parts, write_parts
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model
 from capfilt.stages.shard import decoders
+from capfilt.stages.start_models import check_start
 from capfilt.stages.train_one import check_place, start_model
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def pretrain(
     out = out.absolute()
     check_place(settings.pretrains, out)
     training = training_of(settings)
+    check_start(settings)
     pairs = find_pairs(data, clean, settings, engine)
     work = out.with_name(f".{out.name}.training")
     with hold(work / "lock", out) if leads else nullcontext():
@@ -130,6 +133,16 @@ def _pretrain_there(
     init = None
     if settings.bundles.init is not None:
         init = start_model(settings, work, engine, progress) if leads else work / "init"
+    parts = find_run_parts(
+        settings.bundles,
+        settings.model,
+        [settings.pretrains],
+        untrained=[settings.pretrains],
+        record=work / "parts.json",
+        engine=engine,
+    )
+    if leads:
+        write_parts(work / "parts.json", parts)
     job = PretrainingJob(
         out=out,
         checkpoint=work / f"{settings.pretrains}.pt",
@@ -143,6 +156,7 @@ def _pretrain_there(
         clean=settings.clean,
         input=settings.input,
         bundles=settings.bundles,
+        parts=parts.of_a_qformer,
         init=init,
         seed=settings.seed,
         precision=precision,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from capfilt import settings
     from capfilt.data.stream import Pool
     from capfilt.models.cards import Kind
+    from capfilt.models.qformer_parts import Parts
     from capfilt.settings import Blip2, Bundles, Clean, Input, Model, Training
     from capfilt.stages.context import Tell
     from capfilt.training.loop import Trainer
@@ -71,6 +72,8 @@ class PretrainingJob:
     processes: int = 1
     decoders: int = 0
     """Threads that read and decode pictures ahead."""
+    parts: Parts | None = None
+    """What a Q-Former is put between, where it was found before."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the model is kept beside the bundle, as `OUT@STEP`, to look at the way."""
 
@@ -145,7 +148,7 @@ def _read(job: PretrainingJob, device: str) -> _Material:
     from capfilt.models.devices import autocast_type
 
     _check_shares(job)
-    beginning = find_beginning(job.kind, job.init, job.bundles, job.model)
+    beginning = find_beginning(job.kind, job.init, job.bundles, job.model, job.parts)
     data = find_data(job)
     facts = {
         "kind": job.kind,

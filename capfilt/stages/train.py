@@ -96,6 +96,7 @@ class TrainModels:
             precision=context.precision,
             threads=settings.compute.threads,
             start=settings.bundles,
+            parts=context.parts.of_a_qformer,
         )
 
 

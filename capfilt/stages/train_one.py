@@ -10,8 +10,11 @@ from capfilt.errors import CapfiltError
 from capfilt.models.cards import CARD_FILE, Card, identity, read_calibration, read_card
 from capfilt.provenance.rundir import hold
 from capfilt.stages.bootstrap import resolve_devices
+from capfilt.stages.families import check_parts
 from capfilt.stages.given import described, find_given, read_given, take_given, wanted, write_given
 from capfilt.stages.judge import warnings_of
+from capfilt.stages.parts import find_run_parts, write_parts
+from capfilt.stages.start_models import check_built_alike, check_start
 from capfilt.stages.training_job import (
     TrainingJob,
     are_trained,
@@ -42,8 +45,11 @@ def train_one(
     out = out.absolute()
     check_place(kind, out)
     check_joint_first(settings)
-    shards = tuple(find_shards(clean))
     init = settings.bundles.init
+    check_start(settings)
+    if init is None:
+        check_parts(settings.model, settings.bundles, [kind])
+    shards = tuple(find_shards(clean))
     begins_jointly = settings.pretrain is not None and init is None
     check_shared_vision(settings.model, kind, starts_from_a_model=begins_jointly or init is not None)
     work = out.with_name(f".{out.name}.training")
@@ -71,6 +77,15 @@ def _train_there(
 ) -> None:
     """Do the trainings that a model needs, each of which may be done already."""
     devices, precision = resolve_devices(settings.compute, engine)
+    kinds = [kind] if settings.pretrain is None or settings.bundles.init is not None else ["joint", kind]
+    parts = find_run_parts(
+        settings.bundles,
+        settings.model,
+        kinds,
+        untrained=kinds,
+        record=work / "parts.json",
+        engine=engine,
+    )
 
     def job(what: Kind, to: Path, training: Training, init: Path | None) -> TrainingJob:
         return TrainingJob(
@@ -88,18 +103,21 @@ def _train_there(
             precision=precision,
             threads=settings.compute.threads,
             start=settings.bundles,
+            parts=parts.of_a_qformer,
         )
 
     own = settings.captioner_training if kind == "captioner" else settings.filter_training
     init = None
     if settings.bundles.init is not None:
         init = start_model(settings, work, engine, progress)
+        write_parts(work / "parts.json", parts)
     elif settings.pretrain is not None:
         init = work / "joint"
         jobs = job("joint", init, settings.pretrain, None), job(kind, out, own, init)
         if _are_done(jobs, devices[0], engine):
             progress.say(f"{kind}: trained before")
             return
+        write_parts(work / "parts.json", parts)
         _train(jobs[0], devices[0], engine, progress)
     _train(job(kind, out, own, init), devices[0], engine, progress)
 
@@ -116,6 +134,7 @@ def start_model(settings: Bootstrap, work: Path, engine: Engine, progress: Progr
         record.unlink(missing_ok=True)
     write_given(record, given)
     take_given(given, bundle, engine, settings.server)
+    check_built_alike(settings.model, read_card(bundle), given.source)
     progress.say(described(read_card(bundle), given.source))
     return bundle
 

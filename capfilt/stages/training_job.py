@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from capfilt.models.bundle_files import BundleOf
+    from capfilt.models.qformer_parts import Parts
     from capfilt.records import Shard
     from capfilt.settings import Augment, Blip2, Bootstrap, Bundles, Clean, Input, Training
     from capfilt.stages.context import Tell
@@ -59,6 +60,8 @@ class TrainingJob:
     threads: int
     start: Bundles | None = None
     """What image encoder and text side of a model from scratch start from."""
+    parts: Parts | None = None
+    """The same of a Q-Former, and its language model, where they were found before."""
 
 
 def told_of_fresh_parts(job: TrainingJob, result: Trained) -> str:
@@ -140,7 +143,7 @@ def _read(job: TrainingJob, device: str, *, begins: bool = True) -> _Material:
     """Read the model to start from and the pairs, and split them."""
     from capfilt.models.devices import autocast_type
 
-    beginning = find_beginning(job.kind, job.init, job.start, job.model)
+    beginning = find_beginning(job.kind, job.init, job.start, job.model, job.parts)
     settings = beginning.settings
     if begins:
         check_shared_vision(job.model, job.kind, starts_from_a_model=job.init is not None)

@@ -16,11 +16,19 @@ from small_qformer import SMALL_BLIP2, small_qformer
 from capfilt.data.images import normalise
 from capfilt.errors import CapfiltError
 from capfilt.models.bundle import load_bundle
+from capfilt.models.checkpoints.hub import Found
 from capfilt.models.language_model import build_language_model
+from capfilt.models.part_files import folder_digest
 from capfilt.models.prompted import SoftPrompted
 from capfilt.models.qformer import QFormer
 from capfilt.models.qformer_bundle import pack_qformer
-from capfilt.models.qformer_parts import find_parts, load_parts, part_vocabulary, settle_parts
+from capfilt.models.qformer_parts import (
+    find_parts,
+    load_parts,
+    part_vocabulary,
+    recorded_parts,
+    settle_parts,
+)
 from capfilt.models.vision import ImageEncoder
 from capfilt.settings import Blip2, Bundles, Images, Vision
 
@@ -231,6 +239,44 @@ def test_the_digest_is_that_of_the_files_and_a_change_between_two_looks_is_refus
     with pytest.raises(CapfiltError, match="changed while it was read"):
         load_parts(first, model, asked)
     assert find_parts(Bundles(language=str(folder)), asked, with_language=False) is None
+
+
+def test_a_file_that_nothing_reads_makes_no_other_part(tmp_path: Path) -> None:
+    folder = language_folder("opt", tmp_path / "one")
+    small_prompted(small_structure("opt", folder)).language_model.save_pretrained(folder)
+    before = folder_digest(folder)
+    (folder / "README.md").write_text("a model card")
+    (folder / "flax_model.msgpack").write_bytes(b"the same weights for other software")
+    (folder / "pytorch_model.bin").write_bytes(b"read only where there are no safetensors")
+    assert folder_digest(folder) == before
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert folder_digest(folder) != before
+
+
+def test_a_part_of_the_hub_is_known_by_its_commit_and_found_again_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = language_folder("opt", tmp_path / "c0ffee")
+    asked: list[str] = []
+
+    def hub(source: str, **_: object) -> Found:
+        asked.append(source)
+        return Found(folder, "some/opt", "c0ffee")
+
+    monkeypatch.setattr("capfilt.models.qformer_parts.find_checkpoint", hub)
+    found = find_parts(Bundles(language="some/opt"), SMALL_BLIP2, with_language=True)
+    assert found is not None
+    assert found.facts() == {"language": "some/opt@c0ffee"}
+    again = recorded_parts(json.loads(json.dumps(found.record())))
+    assert again == found
+    # The cache was emptied: the branch may have moved, and the commit is asked for.
+    moved = folder.rename(tmp_path / "elsewhere")
+    folder = moved
+    located = again.located().language
+    assert located is not None
+    assert located.path == moved
+    assert asked == ["some/opt", "some/opt@c0ffee"]
 
 
 def test_a_folder_without_a_config_is_no_language_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -152,6 +153,40 @@ def test_the_same_command_again_does_nothing_new(ran: Ran) -> None:
     assert details["recaption_and_score"] == "0 shards, 0 samples, 0 images; 2 shards were done before"
     assert lasting(ran.path) == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_what_stood_between_is_a_fact_of_the_run_and_is_not_asked_for_once_models_are_trained(
+    few: Path, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    own = {name: tmp_path / name for name in ("plain", "opt")}
+    for name, folder in own.items():
+        shutil.copytree(parts[name], folder)
+    out = tmp_path / "run"
+    command = _command(few, own, out, "blip2_opt", "plain", "opt")
+    here(*command)
+    before = lasting(out)
+
+    # Nothing reads it, so that it is no other language model.
+    (own["opt"] / "README.md").write_text("weights of my own")
+    here(*command)
+    assert lasting(out) == before
+
+    for what in ("language", "vision"):
+        other = (
+            {**own, "opt": parts["llama"]} if what == "language" else {**own, "plain": parts["convolutional"]}
+        )
+        with blip2_world.engine():
+            ended = capfilt(*_command(few, other, out, "blip2_opt", "plain", "opt"))
+        assert ended.code == 2
+        assert f"parts.{what}: " in ended.err
+        assert lasting(out) == before
+
+    for folder in own.values():
+        shutil.rmtree(folder)
+    again = here(*command, "--json")
+    details = {stage["stage"]: stage["detail"] for stage in json.loads(again.out)["stages"]}
+    assert details["train_captioner_and_filter"].count("trained before") == 2
+    assert lasting(out) == before
 
 
 class KilledBefore(world.InProcess):
@@ -304,6 +339,27 @@ def test_stage_1_and_stage_2_are_pre_trained_apart_and_a_run_goes_on_from_them(
     assert next(stage["stage"] for stage in ended["stages"]) == "train_filter"
     parents = dict(sql(run, "SELECT kind, parent FROM models"))
     assert parents == {"joint": None, "captioner": cards[one].weights, "filter": cards[one].weights}
+
+
+def test_how_long_texts_may_be_is_chosen_anew_where_a_training_starts_from_a_model(
+    few: Path, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    small = {name: value for name, value in SMALL.items() if not name.startswith("decoding.")}
+    given = {"bundles.vision": parts["plain"], "bundles.language": parts["opt"]}
+    words = ["train", "captioner", few / "clean", "--pipeline", "blip2_opt", *sets(small, TRAINED)]
+    one, two = tmp_path / "one", tmp_path / "two"
+    here(*words, "--out", one, *sets(given))
+    shorter = {"model.language.max_tokens": 10, "model.qformer.max_tokens": 12}
+    here(*words, "--out", two, "--init", one, *sets(shorter))
+    before, after = read_card(one).blip2, read_card(two).blip2
+    assert (after.language.max_tokens, after.qformer.max_tokens) == (10, 12)
+    same = {"max_tokens": 24}
+    assert before == after.model_copy(
+        update={
+            "language": after.language.model_copy(update=same),
+            "qformer": after.qformer.model_copy(update=same),
+        }
+    )
 
 
 def test_captioner_and_filter_are_trained_by_themselves(

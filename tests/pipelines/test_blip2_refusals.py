@@ -84,13 +84,32 @@ REFUSED = {
         "TRAINS --set bundles.vision=PLAIN --set bundles.language=CLIP",
         "transformers cannot build the language model",
         "a text-only language model",
-        is_early=False,
     ),
     "a text side that is no BERT": Refused(
         f"TRAINS {PARTS} --set bundles.text=OPT",
         "model_type is 'opt'",
         "a BERT as transformers writes it",
-        False,
+    ),
+    "an end that is no token of the language model": Refused(
+        f'TRAINS {PARTS} --set model.language.ends_with="circle"',
+        "tokens of this language model and not one",
+        "leave it empty for the end token",
+    ),
+    "texts longer than the language model has places": Refused(
+        f"TRAINS {PARTS} --set model.language.max_tokens=46",
+        "3 queries and 46 tokens stand in one row, and the language model has 48 places",
+        "max_tokens to 45",
+    ),
+    "an image encoder beside the start model's": Refused(
+        "TRAINS --init STAGE1 --set bundles.vision=PLAIN --set bundles.language=OPT",
+        "bundles.vision is for a model from nothing",
+        "leave out bundles.vision, or --init",
+    ),
+    "a structure that the start model does not have": Refused(
+        "TRAINS --init STAGE1 --set bundles.language=OPT --set model.qformer.queries=7",
+        "model.qformer.queries is 7 here and",
+        "leave these settings out",
+        is_early=False,
     ),
     "a momentum encoder": Refused(
         f"TRAINS {PARTS} --set pretrain.phases.0.momentum=0.995",
@@ -154,7 +173,8 @@ def test_it_is_refused_with_its_mend(
     case: Refused, models: dict[str, Path], few: Path, tmp_path: Path
 ) -> None:
     words = ["bootstrap", few / "web", "--clean", few / "clean", "--out", tmp_path / "run", *KEEP]
-    words += sets(USED if "TRAINS" not in case.command else SMALL)
+    is_from_nothing = "TRAINS" in case.command and "--init" not in case.command
+    words += sets(SMALL if is_from_nothing else USED)
     for word in case.command.split():
         name, is_setting, value = word.rpartition("=")
         if word == "TRAINS":

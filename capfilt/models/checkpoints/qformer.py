@@ -47,10 +47,10 @@ def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any
     import transformers
     from transformers.utils import logging
 
+    from capfilt.models.part_files import folder_digest
     from capfilt.models.prompted import SoftPrompted
     from capfilt.models.qformer import QFormer
     from capfilt.models.qformer_bundle import READER_FOLDER, load_weights, pack_qformer
-    from capfilt.models.qformer_parts import folder_digest
 
     config = read_json(found.path / CONFIG_FILE)
     settings = blip2_of(config, preprocessor_of(found.path), found.path / CONFIG_FILE)
