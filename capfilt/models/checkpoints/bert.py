@@ -150,9 +150,9 @@ def start_qformer(model: QFormerModel, theirs: Mapping[str, Tensor], where: str)
     """Give a Q-Former the weights of BERT (BLIP-2, section 3.1), and the LM head where there is one.
 
     Queries and text share self-attention, and both feed-forward parts begin as BERT's (LAVIS).
-    Cross-attention, queries and heads stay as they were drawn, and so do words that BERT lacks. `model` has the sizes of
-    `bert_settings` and the words of `bert_vocabulary`. Raises CapfiltError for weights that are missing or of
-    another shape.
+    Cross-attention, queries and heads stay as they were drawn, and so do words that BERT lacks. `model` has
+    the sizes of `bert_settings` and the words of `bert_vocabulary`. Raises CapfiltError for weights that are
+    missing or of another shape.
     """
     theirs = _plain(theirs, where)
     has_head = any(name.startswith(_LM_HEAD) for name in theirs)
