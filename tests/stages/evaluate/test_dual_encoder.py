@@ -148,8 +148,9 @@ def test_a_filter_without_features_is_refused_by_the_name_it_was_given(
 
 def test_a_model_that_answers_questions_has_no_features_either(test_set: Path, tmp_path: Path) -> None:
     model = prompted_folder("t5", tmp_path / "model", "instructblip")
+    short = {"filter": {"question": "is it {text} ?"}}  # this Q-Former reads 12 tokens
     with pytest.raises(CapfiltError, match="model gives scores and no features"):
-        drawn.evaluated("filter", model, test_set, FilterChoices())
+        drawn.evaluated("filter", model, test_set, FilterChoices(), settings=short)
     with pytest.raises(CapfiltError, match="cannot score pairs"):
         drawn.evaluated("filter", prompted_folder("t5", tmp_path / "blip2"), test_set, FilterChoices())
 
