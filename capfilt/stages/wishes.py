@@ -41,11 +41,7 @@ class Filters:
     @classmethod
     def of(cls, run: RunDir, digests: Sequence[str], chosen: str | None = None) -> Filters:
         """Return what the run's scores say; `chosen` is a name of the policy's own, by default the first."""
-        with open_catalog(run) as catalog:
-            rows = catalog.execute(
-                "SELECT filter, list(DISTINCT score) FROM scores GROUP BY filter"
-            ).fetchall()
-        measured = {digest: frozenset(scores) for digest, scores in rows}
+        measured = _measured(run)
         known = cls(run, digests, digests[0], measured)
         return cls(run, digests, known.named(chosen), measured) if chosen else known
 
@@ -154,3 +150,19 @@ def _default(judge: Judge, ranking: Ranking, filters: Filters) -> list[AtLeast]:
         "as a threshold",
         fix="give a rule: --itc T, or --per-image N, which keeps the best of each picture, or --fraction F",
     )
+
+
+def _measured(run: RunDir) -> dict[str, frozenset[str]]:
+    """Return the scores that each filter measured in a run.
+
+    Where a shard is damaged, which its next start does anew, the filters' cards say what they measure.
+    """
+    try:
+        with open_catalog(run) as catalog:
+            rows = catalog.execute(
+                "SELECT filter, list(DISTINCT score) FROM scores GROUP BY filter"
+            ).fetchall()
+    except CapfiltError:
+        cards = (read_card(file.parent) for file in run.path.glob(f"models/*/{CARD_FILE}"))
+        return {card.digest: frozenset(card.scores) for card in cards if card.scores}
+    return {digest: frozenset(scores) for digest, scores in rows}

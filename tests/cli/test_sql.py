@@ -66,7 +66,7 @@ def test_csv_in_a_pipe_holds_every_text_and_no_formula(capfilt: Capfilt, run: Ru
     formula = capfilt("sql", run.path, query, "--format", "csv").stdout
     assert list(csv.reader(io.StringIO(formula))) == [
         ["'=a", "b", "c", "d", "e", "f"],
-        ["'=HYPERLINK(\"http://x\")", "'-2", "-2", "['=1']", "", "-0.5"],
+        ['\'=HYPERLINK("http://x")', "'-2", "-2", "['=1']", "", "-0.5"],
     ]
 
 
