@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,18 +23,6 @@ if TYPE_CHECKING:
     from serving import Served
 
     from capfilt.provenance.rundir import RunDir
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 
 
 @pytest.fixture(scope="session")
@@ -70,28 +56,6 @@ def looked_at(hostile_run: RunDir, tmp_path_factory: pytest.TempPathFactory) -> 
     with served(world.copied(hostile_run, tmp_path_factory.mktemp("looked_at") / "a-private-run")) as found:
         found.write("/label/draw", {"who": "anna", "size": 20, "seed": 0})
         yield found
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """A real browser. Without one the tests are skipped, or fail where CAPFILT_REQUIRE_BROWSER=1."""
-
-    def missing(what: str) -> None:
-        if os.environ.get("CAPFILT_REQUIRE_BROWSER") == "1":
-            pytest.fail(what)
-        pytest.skip(what)
-
-    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if path is None:
-        missing("no chromium on this machine: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright is not installed: pip install playwright")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
