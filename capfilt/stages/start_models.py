@@ -1,6 +1,7 @@
 """A model that a training starts from: whether it may, and what of the settings holds beside it.
 
-Its structure is its own, since weights have it; how long texts may be changes no weight, and is chosen anew.
+Its structure is its own, since weights have it; how long texts may be and what is dropped during training
+change no weight, and are chosen anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from capfilt.models.bundle_files import BundleOf
     from capfilt.models.cards import Card, Kind
     from capfilt.settings import Bootstrap, Model
+
+_CHOSEN_ANEW = ("max_tokens", "dropout")
+"""Settings of a Q-Former that change no weight."""
 
 
 def check_start(settings: Bootstrap) -> None:
@@ -34,7 +38,7 @@ def check_built_alike(model: Model | Blip2, card: Card, source: Path | str) -> N
     """Refuse sizes of a Q-Former that were chosen and that the model which is started from does not have."""
     if not isinstance(model, Blip2) or not card.is_qformer:
         return
-    free: dict[str, Any] = {"family": True, "language": True, "qformer": {"max_tokens", "vocabulary"}}
+    free: dict[str, Any] = {"family": True, "language": True, "qformer": {*_CHOSEN_ANEW, "vocabulary"}}
     chosen = model.model_dump(mode="json", exclude_defaults=True, exclude=free)
     there = card.blip2.model_dump(mode="json")
     other = [line for name in chosen for line in _other(chosen[name], there[name], f"model.{name}")]
@@ -71,8 +75,8 @@ def check_init(kind: Kind, init: BundleOf[Any, Any] | None) -> None:
 def built_like(init: BundleOf[Any, Any], model: Blip2, *, is_new: bool) -> Blip2:
     """Return how a model is built that starts from another one: as that, but for what changes no weight.
 
-    How long texts may be is as the settings say, and so is what ends a caption where they name it. `is_new`
-    says that another language model takes the place of its own.
+    How long texts may be and the dropout are as the settings say, and so is what ends a caption where they
+    name it. `is_new` says that another language model takes the place of its own.
     """
     built = init.card.blip2
     if model.qformer.max_tokens > built.qformer.places:
@@ -87,5 +91,5 @@ def built_like(init: BundleOf[Any, Any], model: Blip2, *, is_new: bool) -> Blip2
         language = built.language.model_copy(
             update={"max_tokens": model.language.max_tokens, "ends_with": ends_with}
         )
-    qformer = built.qformer.model_copy(update={"max_tokens": model.qformer.max_tokens})
+    qformer = built.qformer.model_copy(update={name: getattr(model.qformer, name) for name in _CHOSEN_ANEW})
     return built.model_copy(update={"family": model.family, "language": language, "qformer": qformer})

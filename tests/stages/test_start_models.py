@@ -23,12 +23,13 @@ def start(model: Blip2) -> Any:
     return SimpleNamespace(path=Path("START"), card=SimpleNamespace(blip2=model, is_qformer=True))
 
 
-def test_lengths_of_texts_are_the_settings_and_the_rest_is_the_start_models() -> None:
-    asked = Blip2(family="instructblip", qformer=QFormer(max_tokens=36), language=Language(max_tokens=128))
+def test_lengths_of_texts_and_dropout_are_the_settings_and_the_rest_is_the_start_models() -> None:
+    qformer = QFormer(max_tokens=36, dropout=0.3)
+    asked = Blip2(family="instructblip", qformer=qformer, language=Language(max_tokens=128))
     own = built_like(start(START), asked, is_new=False)
     expected = {
         "family": "instructblip",
-        "qformer": {"max_tokens": 36},
+        "qformer": {"max_tokens": 36, "dropout": 0.3},
         "language": {"max_tokens": 128},
     }
     assert own == changed(START, expected)
@@ -49,7 +50,7 @@ def test_texts_for_which_the_start_model_has_no_places_are_refused() -> None:
 def test_sizes_that_were_chosen_must_be_those_of_the_start_model() -> None:
     card: Any = start(START).card
     check_built_alike(Blip2(), card, "START")
-    check_built_alike(Blip2(qformer=QFormer(queries=3, vocabulary=100, max_tokens=9)), card, "START")
+    check_built_alike(Blip2(qformer=QFormer(queries=3, vocabulary=100, max_tokens=9, dropout=0.3)), card, "START")
     other = changed(Blip2(), {"images": {"size_px": 448}, "qformer": {"queries": 7}})
     with pytest.raises(CapfiltError, match="START is built otherwise") as refused:
         check_built_alike(other, card, "START")
