@@ -3,6 +3,7 @@
 VENV ?= .venv
 SEED ?= 0
 PYTHON ?=
+WORKERS ?= 2
 
 python := $(VENV)/bin/python
 # The environment is made again when what is installed changes, not when a checker's setting does.
@@ -20,11 +21,13 @@ help: ## say what there is
 	@echo "  VENV=DIR    environment to use or make (.venv)"
 	@echo "  PYTHON=EXE  Python 3.11 or 3.12 to make it with (the first one found)"
 	@echo "  SEED=N      world that the demo draws (0)"
+	@echo "  WORKERS=N   processes that run the tests (2)"
 
 setup: $(ready) ## make the environment
 
+# Stealing keeps neighbours together, so that what a folder's tests share is made once or twice.
 test: $(ready) ## run the tests
-	$(python) -m pytest
+	$(python) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(ready) ## ruff and mypy
 	$(python) -m ruff check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -25,6 +26,15 @@ for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or albumentations asks the network for its version at import
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# As a worker of a run has it, and read when torch is imported, in child processes too. Threads of models as
+# small as these mostly wait for one another, and burn a core each while they do.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile(
+    "unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 # A test that starts Python means the code beside it, not a capfilt that is installed somewhere.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 

@@ -30,11 +30,6 @@ ANSWERS = (("a circle", "red"), ("yes", "no", "a red circle"), ("two",))
 OF = (1, 0, 1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def reader() -> Vocabulary:
     return train_vocabulary([*QUESTIONS, *(text for mine in ANSWERS for text in mine)], 200)

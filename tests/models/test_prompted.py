@@ -22,7 +22,6 @@ from capfilt.models.language_model import build_language_model, check_places
 from capfilt.models.prompted import SoftPrompted, Words, read_instructions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -34,15 +33,6 @@ TRAINED = ("qformer.", "query_tokens", "language_projection.", "vision_model.pos
 LAST_OF_TEXT = ("qformer.encoder.layer.2.intermediate.", "qformer.encoder.layer.2.output.")
 READER = 40
 """Entries of the vocabulary that instructions are read with here."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models as small as these only wait for one another's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

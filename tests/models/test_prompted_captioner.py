@@ -29,7 +29,7 @@ from capfilt.models.prompted_captioner import PromptedCaptioner, Writing
 from capfilt.settings import SettledDecoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -44,15 +44,6 @@ NUCLEUS = SettledDecoding(min_tokens=1, max_tokens=9, top_p=0.95)
 PROMPTS = ["", "a small red"]
 SEED = 3
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models as small as these only wait for one another's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

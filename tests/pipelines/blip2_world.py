@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-torch.set_num_threads(1)  # as the workers of a run
-
 CONVOLUTIONAL = world.TINY.model_copy(
     update={"vision": Vision(patch_px=8, width=16, layers=1, heads=2, stem="convolution")}
 )

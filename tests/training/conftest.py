@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 # What these tests share, the names of BLIP's weights, and the drawn world of the examples.
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -15,18 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from trainings import drawn_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from capfilt.data.clean import CleanSet
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models as small as these only wait for one another's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

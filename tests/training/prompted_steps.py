@@ -185,7 +185,6 @@ def results(world: World = ALONE) -> Iterator[tuple[str, dict[str, torch.Tensor]
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     with joined("cpu") as world:
         torch.save(dict(results(world)), folder / f"{world.rank}.pt")
 

@@ -25,7 +25,6 @@ CAPTIONS = ["a red circle", "a blue square and a circle", "two"]
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_plain_captions_are_learnt_as_answers_to_the_instruction(kind: str, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     reader = train_vocabulary([INSTRUCTION, *CAPTIONS], 120)
     folder = language_folder(kind, tmp_path / "language")  # type: ignore[arg-type]
     bundle = small_prompted_bundle(kind, folder, "instructblip", reader)  # type: ignore[arg-type]

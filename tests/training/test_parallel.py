@@ -53,7 +53,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
                 "WORLD_SIZE": "2",
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
             },
             stderr=subprocess.PIPE,
             text=True,

@@ -152,7 +152,6 @@ def results(folder: Path, world: World = ALONE) -> Iterator[tuple[str, dict[str,
 
 def main(folder: Path) -> None:
     """Do this process's part of every case and write down what it ends with; then the second one dies."""
-    torch.set_num_threads(1)
     with joined("cpu") as world:
         torch.save(dict(results(folder, world)), folder / f"{world.rank}.pt")
         world.wait()

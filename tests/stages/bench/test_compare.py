@@ -16,22 +16,12 @@ from capfilt.stages.bench.compare import ROUNDS, THEIR_IMAGES, Comparison, Their
 from capfilt.stages.shard import load_captioner, load_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from capfilt.records import Sample
     from capfilt.stages.shard import ShardJob
 
 FORCED = {"min_tokens": 6, "max_tokens": 6}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a worker has it; two that wait for each other on a busy machine take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 import world
 
 from capfilt.errors import CapfiltError
@@ -19,7 +18,6 @@ from capfilt.stages.bench.measure import BenchRequest, at_once, measure
 from capfilt.stages.bench.measured import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from capfilt.stages.bench.measured import Measured
@@ -40,15 +38,6 @@ def measured(
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peaks of small matrices, which say nothing, in no time; int8 of other processors than these is slow."""
     monkeypatch.setattr(measure_module, "product_peak", partial(product_peak, side=64, seconds=0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a worker has it; two that wait for each other on a busy machine take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 pytestmark = pytest.mark.usefixtures("quick_peaks")
