@@ -81,7 +81,7 @@ def by_sql(policy: Policy, columns: Columns) -> list[str]:
     return [reason for _, _, reason in found]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn=rows, chain=st.lists(rules, max_size=4), data=st.data())
 def test_verdicts_are_those_of_the_rendered_sql(
     drawn: list[tuple[Any, ...]], chain: list[Rule], data: st.DataObject

@@ -443,7 +443,7 @@ def variants() -> list[bytes]:
 VARIANTS = variants()
 
 
-@settings(deadline=None, max_examples=800)
+@settings(max_examples=800)
 @given(st.data())
 def test_a_mutated_picture_is_decoded_or_refused_and_nothing_else(data):
     mutated = bytearray(data.draw(st.sampled_from(VARIANTS)))
@@ -464,7 +464,7 @@ def test_a_mutated_picture_is_decoded_or_refused_and_nothing_else(data):
         assert image.width * image.height <= 200_000
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.sampled_from(
         [

@@ -287,7 +287,7 @@ def whole_before(samples: list[Sample], first_bad_byte: int) -> list[str]:
     return [sample.key for sample in sound]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, len(REAL_TAR) - 1))
 def test_a_tar_cut_off_anywhere_keeps_what_precedes_the_cut_and_names_the_rest(scratch, length):
     scratch.write_bytes(REAL_TAR[:length])
@@ -307,7 +307,7 @@ def test_a_tar_cut_off_anywhere_keeps_what_precedes_the_cut_and_names_the_rest(s
         assert damaged == []
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, len(REAL_TAR) - 1), st.integers(1, 255)), min_size=1, max_size=8))
 def test_flipped_bytes_cost_no_sample_before_the_first_of_them(scratch, flips):
     damaged = bytearray(REAL_TAR)
@@ -322,7 +322,7 @@ def test_flipped_bytes_cost_no_sample_before_the_first_of_them(scratch, flips):
         assert samples[-1].reason is Refusal.DAMAGED_SHARD
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, len(REAL_SAMPLES) * 3 - 1), st.integers(0, 511), st.integers(1, 255))
 def test_a_damaged_header_is_always_noticed(scratch, which, at, bits):
     with tarfile.open(REAL / "clean.tar") as tar:

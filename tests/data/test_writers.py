@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("export")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(samples, max_size=7), st.integers(1, 3))
 def test_what_is_written_is_what_is_read(folder, given_samples, per_shard):
     for old in folder.glob("*.tar"):

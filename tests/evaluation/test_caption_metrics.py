@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capfilt.evaluation.caption_metrics import Bleu, CiderD, bleu, diversity, tokenised
@@ -117,7 +117,6 @@ def test_cider_of_real_captions_is_that_of_pycocoevalcap(real_captions: CaptionS
     assert 1 < their_mean < 9
 
 
-@settings(deadline=None)
 @given(caption_sets)
 def test_cider_of_any_captions_is_that_of_pycocoevalcap(captions: CaptionSet) -> None:
     candidates, references = captions
@@ -160,7 +159,6 @@ def test_bleu_of_real_captions_is_that_of_pycocoevalcap(real_captions: CaptionSe
     assert 0.1 < theirs[3] < theirs[0] < 0.99
 
 
-@settings(deadline=None)
 @given(caption_sets)
 def test_bleu_of_any_captions_is_that_of_pycocoevalcap_or_0_without_a_match(captions: CaptionSet) -> None:
     counted = Bleu(*captions)

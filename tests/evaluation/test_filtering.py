@@ -220,7 +220,7 @@ def test_the_best_fraction_worked_out_by_hand() -> None:
     assert weighed == BestFraction(0.5, pytest.approx((1 / 6) / (5 / 12)), pytest.approx(2 / 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     right=st.lists(st.integers(0, 3), min_size=1, max_size=3),
     wrong=st.lists(st.integers(0, 3), min_size=1, max_size=3),

@@ -155,7 +155,7 @@ def test_a_top_that_names_no_different_candidates_is_refused(top: list[list[int]
 # -- chance
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables(most_candidates=6), st.integers(1, 8))
 def test_chance_is_the_mean_recall_over_all_orders(table: tuple[np.ndarray, np.ndarray], k: int) -> None:
     _, right = table

@@ -146,7 +146,7 @@ def asking(bundle: PromptedBundle) -> AnswerFilter:
     first=st.lists(st.sampled_from(WORDS), min_size=2, max_size=2, unique=True),
     rest=st.lists(st.sampled_from([*WORDS, "x" * 40, "{text}", "\n"]), max_size=60).map(" ".join),
 )
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=12, derandomize=True)
 def test_texts_that_differ_in_their_first_word_are_asked_about_apart_at_any_length(
     asking: AnswerFilter, bundle: PromptedBundle, first: list[str], rest: str
 ) -> None:

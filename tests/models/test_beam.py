@@ -214,7 +214,7 @@ def by_lists(table: Table, start: Caption, decoding: SettledDecoding) -> tuple[C
     return caption, score
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 3),
@@ -268,7 +268,7 @@ def score(table: Table, start: Caption, caption: Caption, decoding: SettledDecod
 
 
 @conventions
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 3),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from capfilt.models.med import MED
 
 BELOW_ONE = 1 - 2.0**-53
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 # Equal or clearly apart: how close ones are ordered is a matter of rounding.
 logits_lists = st.lists(st.integers(-12000, 12000).map(lambda n: n / 1000), min_size=1, max_size=9)
 

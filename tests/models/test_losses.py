@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BELOW_ONE = 1 - 2.0**-53
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def random(*shape: int, seed: int, low: float = -1, high: float = 1) -> Tensor:

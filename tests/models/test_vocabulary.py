@@ -118,7 +118,7 @@ any_text = st.text(st.characters(), max_size=30)
 """Of any characters there are, lone surrogates and private ones too."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(any_text, max_size=6), st.lists(any_text, min_size=1, max_size=3))
 def test_whatever_is_learnt_and_read_every_id_has_its_place(learnt_from: list[str], texts: list[str]) -> None:
     vocabulary = train_vocabulary(learnt_from, 60)

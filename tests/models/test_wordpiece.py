@@ -81,7 +81,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Voca
 
 
 @pytest.mark.parametrize("name", READINGS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts=st.lists(plain, min_size=1, max_size=4))
 @example(
     texts=["The Café's DOG, running… 日本語の猫 😀!", "e\u0301 E\u0308", "", "a" * 101, "a\u00a0b\x00c\td"]
@@ -198,7 +198,7 @@ def test_words_that_a_file_looks_for_in_the_text_itself_are_kept(tmp_path: Path)
         assert ours.encode(["the <place>dog"], "cls", 20)[0].tolist() == [expected]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(numbers=st.lists(st.integers(100, len(WORDS) + 1), max_size=30))
 @example(numbers=[WORDS.index(word) for word in ("the", "dog", "'", "##s", ",", "'", "'", "##ing", "!", "'")])
 def test_ids_are_written_as_by_transformers(

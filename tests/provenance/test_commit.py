@@ -132,7 +132,7 @@ def test_rows_that_contradict_one_another_are_not_committed(run: RunDir, name: s
 # -- text from the web
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec=None), max_size=30))
 def test_any_text_is_written_and_valid_text_comes_back(run: RunDir, text: str) -> None:
     shard = made.shard()

@@ -160,7 +160,7 @@ def connection() -> Any:
         yield connection
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=tables(), chain=st.lists(rules, max_size=4))
 def test_a_policy_in_sql_is_the_policy_in_plain_python(
     connection: duckdb.DuckDBPyConnection, rows: list[Row], chain: list[Rule]
@@ -169,7 +169,7 @@ def test_a_policy_in_sql_is_the_policy_in_plain_python(
     assert in_sql(connection, policy, rows) == in_python(policy, rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=tables(), chain=st.lists(rules, max_size=4), seed=st.integers())
 def test_the_order_of_rows_does_not_matter(
     connection: duckdb.DuckDBPyConnection, rows: list[Row], chain: list[Rule], seed: int
@@ -179,7 +179,7 @@ def test_the_order_of_rows_does_not_matter(
     assert in_sql(connection, policy, rows) == in_sql(connection, policy, shuffled)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=tables(), low=itm_values, high=itm_values)
 def test_raising_the_threshold_never_keeps_a_dropped_caption(
     connection: duckdb.DuckDBPyConnection, rows: list[Row], low: float, high: float
@@ -189,7 +189,7 @@ def test_raising_the_threshold_never_keeps_a_dropped_caption(
     assert all(before[name][0] for name, (keep, _) in after.items() if keep)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=tables(), chain=st.lists(rules, max_size=3), n=st.integers(1, 3))
 def test_per_image_never_keeps_more_than_n_of_an_image_nor_drops_one_without_need(
     connection: duckdb.DuckDBPyConnection, rows: list[Row], chain: list[Rule], n: int
@@ -202,7 +202,7 @@ def test_per_image_never_keeps_more_than_n_of_an_image_nor_drops_one_without_nee
         assert kept_after == min(n, kept_before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=tables(holes=False), fraction=st.sampled_from([0.01, 0.1, 0.29, 0.3, 0.5, 1.0]))
 def test_a_fraction_keeps_that_share_and_none_below_a_dropped_one(
     connection: duckdb.DuckDBPyConnection, rows: list[Row], fraction: float

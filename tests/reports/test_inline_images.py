@@ -61,7 +61,7 @@ def test_sixels_are_the_picture_in_the_size_of_its_box() -> None:
     assert np.abs(drawn.astype(int) - blocks).max() <= 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(width=st.integers(1, 200), height=st.integers(1, 200), seed=st.integers(0, 9))
 def test_sixels_of_any_picture_fit_the_box_keep_its_shape_and_look_like_it(
     width: int, height: int, seed: int

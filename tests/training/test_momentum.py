@@ -26,7 +26,7 @@ CONVOLUTIONAL = PLAIN.model_copy(
 # -- the queue
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 9), st.lists(st.integers(1, 12), max_size=6))
 def test_the_queue_holds_the_newest_pairs_whatever_divides_what(length: int, batches: list[int]) -> None:
     queue, newest = Queue(length, 1, torch.device("cpu")), deque[int](maxlen=length)

@@ -247,7 +247,7 @@ def test_a_whole_step_is_the_one_worked_out_pair_by_pair(negatives: str, by: str
 few_ids = st.lists(st.integers(0, 3), min_size=6, max_size=6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(few_ids, few_ids, st.integers(1, 6), st.sampled_from([0.0, 1e-4, 0.5]), st.booleans())
 def test_an_equal_image_or_caption_is_never_drawn_and_all_others_may_be(
     images: list[int], captions: list[int], pairs: int, floor: float, is_released: bool

@@ -60,7 +60,7 @@ def test_every_format_but_that_of_folders_has_a_fixture() -> None:
     assert FILES.keys() == FORMATS.keys() - {"iconqa"}
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_stands_in_a_file_is_refused_or_the_users_error_and_never_a_crash(
     data: st.DataObject, fixtures: Path, tmp_path: Path

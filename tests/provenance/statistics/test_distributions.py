@@ -130,7 +130,7 @@ def test_values_that_are_no_finite_numbers_are_counted_apart(empty: RunDir) -> N
     assert (one.pairs, one.unscored, sum(one.bars), one.p50) == (1, 4, 1, 0.5)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(web=values, synthetic=values)
 def test_whatever_the_values_every_text_is_in_one_bar_and_the_median_is_right(
     empty: RunDir, web: list[float], synthetic: list[float]

@@ -164,7 +164,7 @@ texts = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(texts)
 def test_however_the_words_stand_the_same_texts_are_found(drawn: list[tuple[str, str]]) -> None:
     expected = Counter(kind for text, prompt in drawn for kind in went_wrong(text, prompt))
