@@ -60,7 +60,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
         for rank in (0, 1)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in launched]
+        errors = [process.communicate(timeout=300)[1] for process in launched]
     finally:
         for process in launched:
             process.kill()

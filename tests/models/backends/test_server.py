@@ -387,7 +387,7 @@ def test_an_answer_of_10_mb_is_not_read_to_its_end(server: ChatServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [Reply(wait_s=5), Reply(body=b"{" * 50, drip_s=0.1)], ids=["silent", "slow"]
+    "reply", [Reply(wait_s=60), Reply(body=b"{" * 600, drip_s=0.1)], ids=["silent", "slow"]
 )
 def test_a_server_that_is_silent_or_too_slow_is_left(server: ChatServer, reply: Reply) -> None:
     model = made(server, QUICK.model_copy(update={"retries": 0, "timeout_s": 0.5}))
@@ -395,7 +395,7 @@ def test_a_server_that_is_silent_or_too_slow_is_left(server: ChatServer, reply: 
     began = time.monotonic()
     with pytest.raises(RunFailedError, match=r"timed out|longer than server\.timeout_s"):
         model.caption(plain(1), NUCLEUS, seed=3, candidates=1)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
@@ -443,7 +443,7 @@ def test_one_refusal_ends_all_others_that_wait_without_waiting_for_them(server: 
     began = time.monotonic()
     with pytest.raises(CapfiltError, match="400"):
         model.caption(plain(4), NUCLEUS, seed=3, candidates=1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     time.sleep(0.2)
     assert len(server.chats) == 4
 
