@@ -35,7 +35,25 @@ HeadsOption = Annotated[
     typer.Option(
         "--heads",
         metavar="V,T",
-        help="Attention heads of a .pth, image encoder and text, where widths are no multiples of 64.",
+        help="Attention heads of a .pth, image encoder and text (or Q-Former), where their widths are not "
+        "those of a released one.",
+    ),
+]
+VisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vision",
+        metavar="PATH|ID",
+        help="Image encoder of a .pth of LAVIS that lacks it: LAVIS's eva_vit_g.pth, or a folder or hub id "
+        "of a BLIP-2.",
+    ),
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language",
+        metavar="PATH|ID",
+        help="Language model of a .pth of LAVIS: a folder of transformers or a hub id.",
     ),
 ]
 BERT = "bert-base-uncased"
@@ -53,6 +71,8 @@ def check(
     model: ModelArgument,
     vocabulary: VocabularyOption = BERT,
     heads: HeadsOption = None,
+    vision: VisionOption = None,
+    language: LanguageOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Say what a checkpoint is and, where transformers can load it, whether both compute the same.
@@ -64,11 +84,12 @@ def check(
     from capfilt.engines.local import LocalEngine
     from capfilt.stages.checkpoint import check_checkpoint
 
-    job = _checkpoint(model, vocabulary, heads)
+    job = _checkpoint(model, vocabulary, heads, vision=vision, language=language)
     [(_, found)] = list(LocalEngine().run(check_checkpoint, [job], devices=["cpu"], threads=1))
     fresh = found["origin"]["fresh"] if found["origin"] is not None else ()
     options_given = [] if vocabulary == BERT else ["--vocabulary", vocabulary]
-    options_given += [] if heads is None else ["--heads", heads]
+    for name, value in (("--heads", heads), ("--vision", vision), ("--language", language)):
+        options_given += [] if value is None else [name, value]
     following = _following(
         model, found["kind"], found["format"], found["family"], fresh=fresh, options=options_given
     )
@@ -108,6 +129,8 @@ def convert(
     ] = None,
     vocabulary: VocabularyOption = BERT,
     heads: HeadsOption = None,
+    vision: VisionOption = None,
+    language: LanguageOption = None,
     json: options.JsonOption = False,
 ) -> None:
     """Write a checkpoint as a bundle, which transformers can load too where the image encoder is BLIP's own.
@@ -121,7 +144,8 @@ def convert(
     from capfilt.stages.given import described
 
     check_new(out)
-    job = _checkpoint(model, vocabulary, heads, role=role, size_px=size_px), out.absolute()
+    parts = {"vision": vision, "language": language}
+    job = _checkpoint(model, vocabulary, heads, role=role, size_px=size_px, **parts), out.absolute()
     [(_, card)] = list(LocalEngine().run(convert_checkpoint, [job], devices=["cpu"], threads=1))
     fresh = card.origin.fresh if card.origin is not None else ()
     following = _following(str(out), card.kind, "bundle", card.family, fresh=fresh)
@@ -149,8 +173,15 @@ def _checkpoint(model: str, vocabulary: str, heads: str | None, **more: Any) -> 
     found = re.fullmatch(r"([1-9]\d*),([1-9]\d*)", heads) if heads is not None else None
     if heads is not None and found is None:
         raise CapfiltError(f"--heads {heads} is not two numbers", fix="write --heads 12,12")
-    source, words = (str(Path(one).absolute()) if Path(one).exists() else one for one in (model, vocabulary))
+    parts = {name: more.pop(name, None) for name in ("vision", "language")}
+    more |= {name: _absolute(one) for name, one in parts.items() if one is not None}
+    source, words = _absolute(model), _absolute(vocabulary)
     return Checkpoint(source, words, heads=(int(found[1]), int(found[2])) if found else None, **more)
+
+
+def _absolute(given: str) -> str:
+    """Return a path that exists as an absolute one: a worker may have been started elsewhere."""
+    return str(Path(given).absolute()) if Path(given).exists() else given
 
 
 def _following(

@@ -102,6 +102,8 @@ class Origin(Settings):
     are."""
     fresh: tuple[str, ...] = ()
     """Weights that it lacks, drawn anew: heads of a model that only starts a training."""
+    parts: dict[str, str] = Field(default_factory=dict)
+    """Digests of the frozen models that were named for a file without them: vision, language."""
 
 
 class Card(Settings):

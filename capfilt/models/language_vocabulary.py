@@ -198,6 +198,31 @@ def load_language_vocabulary(folder: Path, language: Language) -> LanguageVocabu
     return LanguageVocabulary(files, language)
 
 
+def begun_by_end(vocabulary: LanguageVocabulary, language: Language) -> LanguageVocabulary:
+    """Return a tokenizer that puts its end token before a text instead of what it began with.
+
+    LAVIS makes `</s>` the begin token of Vicuna's tokenizer (Blip2VicunaInstruct), and its Q-Former learnt
+    so. LAVIS's token for padding is left out: nothing looks at padding.
+    """
+    from tokenizers import processors
+
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer = _loaded(vocabulary.files(), language.config)
+        end = tokenizer.eos_token
+        tokenizer.add_special_tokens({"bos_token": end})
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{end} $A", special_tokens=[(end, tokenizer.eos_token_id)]
+        )
+        tokenizer.save_pretrained(name)
+        made = load_language_vocabulary(Path(name), language)
+    if made.begin != [tokenizer.eos_token_id]:
+        raise CapfiltError(
+            f"transformers puts {made.begin} before a text and not {end}, as LAVIS does",
+            fix="give the folder of Vicuna with its tokenizer.json",
+        )
+    return made
+
+
 def _loaded(files: Mapping[str, bytes], config: Mapping[str, Any]) -> Any:
     """Return the tokenizer that transformers makes of files, in a folder of their own."""
     from transformers import AutoTokenizer

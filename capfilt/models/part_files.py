@@ -6,7 +6,7 @@ A README beside the weights, or weights of another format, make no other model.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import digest_of
 from capfilt.errors import CapfiltError
@@ -44,6 +44,27 @@ def folder_digest(path: Path) -> str:
         return _sha256(path)
     names = [name for name in _DESCRIBES if (path / name).is_file()] + _weights(path)
     return digest_of({name: _sha256(path / name) for name in names})
+
+
+def read_by_transformers(kind: Any, path: Path, config: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the model that a class of transformers reads from a folder, in fp32, and its loading report.
+
+    Raises CapfiltError for a folder that it cannot read.
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options = {"config": config} if config is not None else {}
+    try:
+        model, loading = kind.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CapfiltError(f"{path} cannot be loaded: {first}", fix="copy the folder again, whole") from error
+    return model, loading
 
 
 def _weights(folder: Path) -> list[str]:

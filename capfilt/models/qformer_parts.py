@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.errors import CapfiltError
 from capfilt.layers import changed
-from capfilt.models.cards import CARD_FILE, read_card
 from capfilt.models.checkpoints.bert import bert_settings, bert_vocabulary, start_qformer
-from capfilt.models.checkpoints.configs import CONFIG_FILE, is_blip, preprocessor_of, read_json
+from capfilt.models.checkpoints.configs import CONFIG_FILE, read_json
 from capfilt.models.checkpoints.hub import find_checkpoint
-from capfilt.models.checkpoints.names import Naming, few
-from capfilt.models.checkpoints.qformer import is_qformer_folder
-from capfilt.models.checkpoints.qformer_configs import blip2_of
-from capfilt.models.checkpoints.vit import check_heads, start_image_encoder, timm_weights_of
-from capfilt.models.checkpoints.weight_files import read_folder, read_pth
-from capfilt.models.part_files import folder_digest
+from capfilt.models.checkpoints.names import few
+from capfilt.models.checkpoints.vit import timm_weights_of
+from capfilt.models.checkpoints.weight_files import read_folder
+from capfilt.models.image_parts import image_settings, load_image_encoder
+from capfilt.models.part_files import folder_digest, read_by_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +130,7 @@ def find_part(name: str, bundles: Bundles, model: Blip2) -> Taken:
 def _says(name: str, path: Path, model: Blip2) -> dict[str, Any]:
     """Return the settings that a part says of itself."""
     if name == "vision":
-        return _vision_settings(path)
+        return image_settings(path, model)
     if name == "text":
         return bert_settings(path, model.qformer, "model.qformer").model_dump(include=_OF_BERT)
     if not (path / CONFIG_FILE).is_file():
@@ -191,7 +189,7 @@ def load_parts(parts: Parts, model: QFormer | SoftPrompted, settings: Blip2) -> 
                 fix="give the same command again, with files that stay",
             )
     if parts.vision is not None:
-        _load_vision(parts.vision, model, settings)
+        load_image_encoder(parts.vision, model, settings)
     if parts.text is not None and not isinstance(model, SoftPrompted):
         start_qformer(model, read_folder(parts.text.path).tensors, parts.text.source)
     if parts.language is not None and isinstance(model, SoftPrompted):
@@ -215,136 +213,11 @@ def part_vocabulary(parts: Parts | None, settings: Blip2) -> LanguageVocabulary:
     return load_language_vocabulary(parts.language.path, settings.language)
 
 
-def _vision_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that an image encoder says of itself; none for bare weights of timm."""
-    if (path / CARD_FILE).exists():
-        model = read_card(path).model
-        if not hasattr(model, "vision"):
-            raise _no_vision(path)
-        settings = model.model_dump(mode="json", include={"images", "vision"})
-        return {**settings, "vision_config": getattr(model, "vision_config", {})}
-    if not (path / CONFIG_FILE).is_file() or _is_timm(path):
-        return {}
-    if is_qformer_folder(path):
-        # Its image encoder is the family's own.
-        found = blip2_of(read_json(path / CONFIG_FILE), preprocessor_of(path), path / CONFIG_FILE)
-        return {**found.model_dump(mode="json", include={"images", "vision"}), "vision_config": {}}
-    config = read_json(path / CONFIG_FILE)
-    vision = config.get("vision_config", config)
-    images: dict[str, Any] = {}
-    if isinstance(vision.get("image_size"), int):
-        images["size_px"] = vision["image_size"]
-    says = preprocessor_of(path) or {}
-    images |= {
-        ours: says[name] for ours, name in (("mean", "image_mean"), ("std", "image_std")) if name in says
-    }
-    return {"vision_config": vision, "images": images}
-
-
-def _is_timm(path: Path) -> bool:
-    """Whether a folder is one of timm, whose config.json says so by the name of an architecture."""
-    return "model_type" not in read_json(path / CONFIG_FILE).get(
-        "vision_config", read_json(path / CONFIG_FILE)
-    )
-
-
-def _no_vision(path: Path) -> CapfiltError:
-    return CapfiltError(
-        f"{path} has no image encoder that could be taken",
-        fix="give bundles.vision a bundle, a folder of a ViT of transformers, or weights of timm",
-    )
-
-
-def _load_vision(part: Taken, model: QFormer | SoftPrompted, settings: Blip2) -> None:
-    from capfilt.models.vision import ImageEncoder
-
-    if (part.path / CARD_FILE).exists():
-        _fill_vision(model, _vision_of_bundle(part.path), part)
-    elif is_qformer_folder(part.path):
-        tensors = read_folder(part.path).tensors
-        _fill_vision(model, {n: t for n, t in tensors.items() if n.startswith("vision_model.")}, part)
-    elif settings.vision_config:
-        _load_transformers_vision(part, model)
-    else:
-        encoder = model.vision_model.encoder
-        if not isinstance(encoder, ImageEncoder):
-            raise CapfiltError(
-                f"{part.source} are weights of timm, and the image encoder is BLIP-2's own",
-                fix="name the ViT, e.g. --set model.vision=vit_base_patch16_224",
-            )
-        files = read_folder(part.path) if part.path.is_dir() else read_pth(part.path)
-        start_image_encoder(encoder, files.tensors, part.source)
-        check_heads(encoder, part.path, part.source)
-
-
-def _vision_of_bundle(path: Path) -> dict[str, Any]:
-    """Return the weights of a bundle's image encoder by the names they have here."""
-    from capfilt.models.loading import open_bundle
-
-    card = read_card(path)
-    state = open_bundle(path).model.state_dict()
-    if not hasattr(card.model, "text"):  # it has a Q-Former itself
-        return {name: one for name, one in state.items() if name.startswith("vision_model.")}
-    own = {name: tensor for name, tensor in state.items() if name.startswith("image.")}
-    if is_blip(card.med):
-        return Naming("filter", "transformers").write(own)
-    return {name.replace("image.", "vision_model.encoder.", 1): tensor for name, tensor in own.items()}
-
-
-def _fill_vision(model: QFormer | SoftPrompted, weights: dict[str, Any], part: Taken) -> None:
-    import torch
-
-    own = {n: t for n, t in model.state_dict().items() if n.startswith("vision_model.")}
-    # The norm after the encoder is the Q-Former's own where the encoder has none of that name.
-    lacking = [n for n in own if n not in weights and not n.startswith("vision_model.post_layernorm.")]
-    if lacking or any(own[n].shape != t.shape for n, t in weights.items() if n in own):
-        raise CapfiltError(
-            f"the image encoder of {part.source} does not fit: {few(lacking or list(weights))}",
-            fix="give the bundle as it was written",
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name in weights:
-                tensor.copy_(weights[name])
-
-
-def _load_transformers_vision(part: Taken, model: QFormer | SoftPrompted) -> None:
-    encoder: Any = model.vision_model.encoder
-    read, loading = _from_pretrained(type(encoder), part, encoder.config)
-    own = encoder.state_dict()
-    if missing := sorted(set(loading["missing_keys"]) & set(own)):
-        raise CapfiltError(
-            f"{part.source} lacks {few(missing)} of its image encoder",
-            fix="copy the folder again, whole; or give the folder of the image encoder by itself, where this "
-            "one holds more",
-        )
-    encoder.load_state_dict({name: one for name, one in read.state_dict().items() if name in own})
-
-
 def _load_language(part: Taken, model: SoftPrompted) -> None:
     own = model.language_model
-    read, loading = _from_pretrained(type(own), part, None)
+    read, loading = read_by_transformers(type(own), part.path, None)
     if missing := sorted(loading["missing_keys"]):
         raise CapfiltError(
             f"{part.source} lacks {few(missing)} of the language model", fix="copy the folder again, whole"
         )
     own.load_state_dict(read.state_dict())
-
-
-def _from_pretrained(kind: Any, part: Taken, config: Any) -> tuple[Any, dict[str, Any]]:
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    options = {"config": config} if config is not None else {}
-    try:
-        model, loading = kind.from_pretrained(
-            part.path, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CapfiltError(
-            f"{part.path} cannot be loaded: {first}", fix="copy the folder again, whole"
-        ) from error
-    return model, loading

@@ -212,8 +212,9 @@ def load_vocabulary(folder: Path, *, entries: int | None = None, dec: int | None
     if not held and entries == len(found.words):
         _check_begins(dec, found)
         return Vocabulary(found.words, found.reading, dec=dec, added=found.added)
-    # Of BLIP, or of BLIP-2, which matches texts that begin with [CLS].
-    words = found.words if held else [*found.words, *EXTRA]
+    # Of BLIP, or of BLIP-2, which matches texts that begin with [CLS] and adds [DEC] alone.
+    added = EXTRA[:1] if entries == len(found.words) + 1 else EXTRA
+    words = found.words if held else [*found.words, *added]
     if entries not in (None, len(words)):
         besides = "" if held else f" and {' and '.join(EXTRA)}"
         raise CapfiltError(

@@ -30,6 +30,8 @@ class Checkpoint:
     role: Role = "init"
     size_px: int | None = None
     heads: tuple[int, int] | None = None
+    vision: str | None = None
+    language: str | None = None
 
 
 def check_checkpoint(job: Checkpoint, _device: str, _tell: Tell) -> dict[str, Any]:
@@ -96,6 +98,8 @@ def _read(job: Checkpoint, to: Path, role: Role | Kind) -> Ready:
         size_px=job.size_px,
         server=Server(),
         heads=job.heads,
+        vision=job.vision,
+        language=job.language,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from lavis_names import CLS, DEC, SEP, Golden, Weights, golden
+from lavis_golden import CLS, DEC, SEP, WORDS, Golden, Weights, golden
 
 from capfilt.models import losses
 from capfilt.models.qformer import QFormer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from capfilt.models.vocabulary import First
 
-WORDS, QUERIES = 201, 4
+QUERIES = 4
 STAGE1 = Phase(itc=1, itm=1, lm=1, itc_smoothing=0.1, negatives="released")
 MODULES = {
     "ln_vision": "vision_model.post_layernorm.",

@@ -52,30 +52,46 @@ def read_model(
     server: Server,
     options: Mapping[str, Any] | None = None,
     heads: tuple[int, int] | None = None,
+    vision: str | None = None,
+    language: str | None = None,
 ) -> Ready:
     """Read a model as the bundle that `write()` puts at `to`.
 
     It may be a bundle, a folder of transformers (BLIP, BLIP-2, InstructBLIP, a dual encoder, a chat model), a
     hub id of one, a .pth, a Python file, or the address of a server. `options` are for one that other
-    software runs, `heads` the attention heads of a .pth (see `foreign`). Raises CapfiltError for anything
-    else, for a model that has not the role, and for options or a side of pictures that it cannot be given.
+    software runs, `heads` the attention heads of a .pth (see `foreign`), `vision` and `language` what a .pth
+    of LAVIS lacks (see `lavis`). Raises CapfiltError for anything else, for a model that has not the role,
+    and for options, parts or a side of pictures that it cannot be given.
     """
     found = find_model(source)
+    is_lavis = not is_address(source) and _is_lavis(found.path)
     if options and not _takes_options(found, role):
         raise CapfiltError(
             f"{source} has no options: bundles.{role}_options is for models that other software runs",
             fix="leave it out; a server is told by server.extra",
         )
+    if (vision is not None or language is not None) and not is_lavis:
+        raise CapfiltError(
+            f"{source} has all its parts: --vision and --language are for a .pth of LAVIS, which lacks some",
+            fix="leave them out",
+        )
     if is_address(source):
         card = describe_server(source, server)
         check_role(card, role, source)
         return Ready(card, found, lambda: _write_card(card, to))
-    if not _is_blip(found.path) and size_px is not None:
+    if (is_lavis or not _is_blip(found.path)) and size_px is not None:
         raise CapfiltError(
             f"{source} sees pictures at its own size, and --size-px is for BLIP alone", fix="leave it out"
         )
     if not _is_blip(found.path) and heads is not None:
         raise CapfiltError(f"{source} says itself how many attention heads it has", fix="leave out --heads")
+    if is_lavis:
+        from capfilt.models.checkpoints.lavis import import_lavis
+
+        lavis = import_lavis(
+            found, to, role=role, vocabulary=vocabulary, vision=vision, language=language, heads=heads
+        )
+        return Ready(lavis.bundle.card, found, lavis.write, lavis.bundle)
     if (found.path / CARD_FILE).exists() and not isinstance(read_card(found.path).model, Model):
         return _own(found, to, role)
     if found.path.is_dir():
@@ -121,6 +137,15 @@ def _is_blip(path: Path) -> bool:
 
     file = path / CONFIG_FILE
     return not file.is_file() or read_json(file).get("model_type") in (None, "blip")
+
+
+def _is_lavis(path: Path) -> bool:
+    """Whether this is a .pth of LAVIS that holds a Q-Former."""
+    if not path.is_file() or path.suffix == ".py":
+        return False
+    from capfilt.models.checkpoints.lavis import is_lavis_file
+
+    return is_lavis_file(path)
 
 
 def _own(found: Found, to: Path, role: Role) -> Ready:

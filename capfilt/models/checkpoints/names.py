@@ -187,6 +187,15 @@ def _looked_up(table: dict[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
     )
 
 
+def timm_name(theirs: str) -> str:
+    """Return the name in timm of a weight of an image encoder of the family, vision_model.* in transformers.
+
+    Raises KeyError for a weight that it has not.
+    """
+    inverse: dict[str, tuple[str, ...]] = {names[0]: (ours,) for ours, names in _IMAGE.items()}
+    return _looked_up(inverse, theirs.removeprefix(_IMAGE_PREFIX["transformers"]))[0]
+
+
 def halves(kind: Kind, objectives: Iterable[Objective]) -> tuple[Half, ...]:
     """Return the halves that a model of this kind is written as."""
     if kind != "joint":
@@ -263,7 +272,7 @@ def left_out(
         if pattern is None or (pattern.endswith("_m.*") and copied not in weights):
             unknown.append(name)
             continue
-        if name.endswith(".position_ids") and not _counts(weights[name]):
+        if name.endswith(".position_ids") and not counts(weights[name]):
             raise CapfiltError(
                 f"{where}: {name} does not count from 0", fix="give a checkpoint with positions as BLIP's"
             )
@@ -271,7 +280,8 @@ def left_out(
     return known, unknown
 
 
-def _counts(places: Tensor) -> bool:
+def counts(places: Tensor) -> bool:
+    """Return whether places of tokens are counted from 0."""
     return torch.equal(places.flatten().long(), torch.arange(places.numel()))
 
 

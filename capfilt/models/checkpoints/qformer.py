@@ -30,6 +30,11 @@ _TRAINS_ALONE = ("temperature", "word_head.")
 """What stage 1 has and transformers' class has not."""
 
 
+def conventions_of(family: str) -> Conventions:
+    """Return how a model of a family is used: InstructBLIP is asked for a caption."""
+    return AS_RELEASED.model_copy(update={"prompt": INSTRUCTION}) if family == "instructblip" else AS_RELEASED
+
+
 def is_qformer_folder(folder: Path) -> bool:
     """Return whether a folder of transformers holds BLIP-2 or InstructBLIP."""
     file = folder / CONFIG_FILE
@@ -98,9 +103,6 @@ def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any
             f"{found.source} lacks {few(missing)}", fix="give a checkpoint as it was written, whole"
         )
     load_weights(model, weights)
-    conventions = AS_RELEASED
-    if settings.family == "instructblip":
-        conventions = conventions.model_copy(update={"prompt": INSTRUCTION})
     return pack_qformer(
         path,
         kind=kind,
@@ -112,7 +114,7 @@ def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any
         data=None,
         training={},
         versions={},
-        conventions=conventions,
+        conventions=conventions_of(settings.family),
         origin=Origin(
             kind="transformers",
             source=found.source,

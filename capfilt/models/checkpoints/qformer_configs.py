@@ -40,8 +40,13 @@ _QFORMER_DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 """What a config.json leaves out is this in transformers."""
-_LONGEST = {"blip2": 32, "instructblip": 128}
+LONGEST = {"blip2": 32, "instructblip": 128}
 """Tokens of a text, for the Q-Former and the language model, by family (LAVIS: max_txt_len)."""
+
+
+def ending(family: str, language: dict[str, Any]) -> str:
+    """Return the words that end a caption: OPT's end with a line break in LAVIS and its checkpoints."""
+    return "\n" if language.get("model_type") == "opt" and family == "blip2" else ""
 
 
 def is_of_the_family(model: Blip2) -> bool:
@@ -137,9 +142,8 @@ def blip2_of(config: dict[str, Any], preprocessor: dict[str, Any] | None, file: 
             )
     language = dict(config.get("text_config") or {})
     family = "instructblip" if config.get("model_type") == "instructblip" else "blip2"
+    ends_with = ending(family, language)
     is_retrieval = RETRIEVAL in (config.get("architectures") or ())
-    # OPT's captions end with a line break in LAVIS, and in its released checkpoints.
-    ends_with = "\n" if language.get("model_type") == "opt" and config["model_type"] == "blip-2" else ""
     try:
         side = square(vision["image_size"], file)
         values = {
@@ -161,14 +165,14 @@ def blip2_of(config: dict[str, Any], preprocessor: dict[str, Any] | None, file: 
                 "feed_forward": qformer["intermediate_size"],
                 "cross_every": qformer["cross_attention_frequency"],
                 "vocabulary": qformer["vocab_size"],
-                "max_tokens": min(_LONGEST[family], qformer["max_position_embeddings"]),
+                "max_tokens": min(LONGEST[family], qformer["max_position_embeddings"]),
                 "places": qformer["max_position_embeddings"],
                 "norm_epsilon": qformer["layer_norm_eps"],
                 "dropout": qformer["hidden_dropout_prob"],
             },
             "language": {
                 "config": {} if is_retrieval else language,
-                "max_tokens": _LONGEST[family],
+                "max_tokens": LONGEST[family],
                 "ends_with": ends_with,
             },
             "embed": config.get("image_text_hidden_size", 256),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,19 @@ def read_pth(file: Path) -> WeightFiles:
     return WeightFiles(_tensors(file), _sha256(file))
 
 
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a file's weights, without reading their numbers where they lie apart."""
+    if file.suffix != ".safetensors":
+        return {name: tuple(tensor.shape) for name, tensor in _named(_pickled(file), file).items()}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CapfiltError(f"{file} cannot be read: {error}", fix="copy the file again, whole") from error
+
+
 def _read_parts(folder: Path, index: str) -> WeightFiles:
     """Read weights that an index spreads over several files of the same folder."""
     places = read_json(folder / index).get("weight_map")
@@ -75,7 +89,20 @@ def _read_parts(folder: Path, index: str) -> WeightFiles:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    state = _safe(file) if file.suffix == ".safetensors" else _pickled(file)
+    state = _named(_safe(file) if file.suffix == ".safetensors" else _pickled(file), file)
+    broken = [
+        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise CapfiltError(
+            f"{file} holds numbers that are not finite: {few(broken)}",
+            fix="give a checkpoint of a training that did not diverge",
+        )
+    return state
+
+
+def _named(state: Any, file: Path) -> dict[str, Tensor]:
+    """Return the weights that a file holds, alone or beside what a training keeps with them."""
     for name in _STATES:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -90,14 +117,6 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise CapfiltError(
             f"{file} holds {odd[0]!r} where weights are expected",
             fix="give a checkpoint whose weights stand alone or under `model`",
-        )
-    broken = [
-        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if broken:
-        raise CapfiltError(
-            f"{file} holds numbers that are not finite: {few(broken)}",
-            fix="give a checkpoint of a training that did not diverge",
         )
     return state
 
@@ -114,7 +133,8 @@ def _safe(file: Path) -> Any:
 
 def _pickled(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # A file of today's format stays on the disk until a number is asked for.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise CapfiltError(
             f"{file} is damaged, or holds more than weights and plain values, which would have to be run "
