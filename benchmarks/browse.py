@@ -82,10 +82,11 @@ def make_words(seed: int) -> NDArray[Any]:
     return np.array(list(words))
 
 
-def write_pictures(tar: Path, seed: int) -> list[tuple[int, int]]:
-    """Write some JPEGs as a tar and return where the bytes of each lie."""
+def write_pictures(tar: Path, seed: int) -> list[tuple[int, int, str]]:
+    """Write some JPEGs as a tar and return where the bytes of each lie, and their digest."""
     tar.parent.mkdir(parents=True)
     draws = np.random.default_rng([seed, 2])
+    digests = []
     with tarfile.open(tar, "w") as file:
         for number in range(PICTURES):
             small = draws.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -96,12 +97,20 @@ def write_pictures(tar: Path, seed: int) -> list[tuple[int, int]]:
             member.size = data.tell()
             data.seek(0)
             file.addfile(member, data)
+            digests.append(hashlib.sha256(data.getvalue()).hexdigest())
     with tarfile.open(tar) as file:
-        return [(member.offset_data, member.size) for member in file]
+        return [
+            (member.offset_data, member.size, digest) for member, digest in zip(file, digests, strict=True)
+        ]
 
 
 def write_shard(
-    run: RunDir, shard: Shard, count: int, vocabulary: NDArray[Any], places: list[tuple[int, int]], seed: int
+    run: RunDir,
+    shard: Shard,
+    count: int,
+    vocabulary: NDArray[Any],
+    places: list[tuple[int, int, str]],
+    seed: int,
 ) -> None:
     """Write the files of one shard and their manifest, as a commit does."""
     draws = np.random.default_rng([seed, 3, shard.ordinal])
@@ -110,6 +119,7 @@ def write_shard(
     texts = {source: drawn_texts(draws, vocabulary, count) for source in Source}
     web = [None if refused else text for refused, text in zip(is_refused, texts[Source.WEB], strict=True)]
     sha = [hashlib.sha256(f"{seed}/{key}".encode()).hexdigest() for key in keys]
+    sha[: len(places)] = [digest for *_, digest in places]
     offsets = [places[n][0] if n < len(places) else 512 + n * 20_000 for n in range(count)]
     sizes = [places[n][1] if n < len(places) else 19_000 for n in range(count)]
     metadata = [canonical_json({"licence": "CC0-1.0", "number": n}) for n in range(count)]

@@ -27,7 +27,7 @@ def thumbnail_file(request: Request) -> Response:
     wanted = whole_number(query.get("px", ""), low=1, high=SIZES[-1], otherwise=SIZES[0])
     px = next(size for size in SIZES if size >= wanted)
     found = site.view.thumbnail(query.get("shard", ""), query.get("key", ""), px)
-    headers = {"cache-control": f"private, max-age={_KEPT_S}"}
+    headers = {"cache-control": f"private, max-age={_KEPT_S}"} if found.is_lasting else None
     return Response(found.jpeg, media_type="image/jpeg", headers=headers)
 
 

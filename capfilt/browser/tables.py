@@ -7,7 +7,7 @@ from capfilt.browser.shards import ROW_BITS
 TABLES = """
     CREATE TABLE samples (
         sample BIGINT, key VARCHAR, is_ok BOOLEAN, refusal VARCHAR, width INTEGER, height INTEGER,
-        image_offset BIGINT, image_size BIGINT
+        image_offset BIGINT, image_size BIGINT, image_sha256 BLOB
     );
     CREATE TABLE pairs (number BIGINT, sample BIGINT, is_web BOOLEAN, candidate INTEGER, text VARCHAR);
     CREATE TABLE planted (sample BIGINT, kind VARCHAR);
@@ -17,7 +17,7 @@ TABLES = """
 SAMPLES = f"""
     INSERT INTO samples
     SELECT (split_part(parse_filename(filename), '-', 1)::BIGINT << {ROW_BITS}) + file_row_number,
-        key, status = 'ok', reason, width, height, image_offset, image_size
+        key, status = 'ok', reason, width, height, image_offset, image_size, unhex(image_sha256)
     FROM read_parquet(?, filename = true, file_row_number = true, hive_partitioning = false)
 """
 PLANTED = f"""

@@ -13,18 +13,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from capfilt.data.images import RefusedImage, decode, flattened
-from capfilt.data.sources import read_bytes
+from capfilt.data.judged import LostPicture, judged_picture
 from capfilt.errors import CapfiltError
 from capfilt.provenance.rundir import read_json
 from capfilt.settings import Input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from PIL.Image import Image
 
+    from capfilt.data.judged import Place
     from capfilt.provenance.rundir import RunDir
 
 LEAST_PX, MOST_PX = 32, 1024
@@ -33,20 +32,19 @@ _MOST_BYTES = 64 << 20
 _DECODED_AT_ONCE = 4
 _QUALITY = 85
 _PAPER, _INK = (236, 236, 236), (64, 64, 64)
-_GONE = "its shard is gone or was changed"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """Where the encoded picture of a sample lies."""
+class Unused:
+    """What stands for the place of a picture that was never used."""
 
-    path: Path
-    """The shard."""
-    offset: int | None
-    size: int | None
-    """None where there is no picture."""
-    refusal: str | None
-    """Why the sample was refused; None where its picture was used."""
+    reason: str
+    """Why its sample was refused, as the record has it."""
+
+    @property
+    def words(self) -> str:
+        """The reason in words."""
+        return self.reason.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +52,10 @@ class Thumbnail:
     """A small picture, or the drawing that stands for one that cannot be shown."""
 
     jpeg: bytes
-    refusal: str | None
-    """Why there is a drawing; None for a real picture."""
-    words: str
-    """The refusal in words; empty for a real picture."""
+    words: str = ""
+    """Why there is a drawing; empty for a real picture."""
+    is_lasting: bool = True
+    """Whether it will be the same later; a shard that is gone may come back."""
 
 
 class Thumbnails:
@@ -65,14 +63,14 @@ class Thumbnails:
 
     def __init__(
         self,
-        where: Callable[[str, str], Picture],
+        where: Callable[[str, str], Place | Unused],
         *,
         max_pixels: int = Input().max_pixels,
         most_bytes: int = _MOST_BYTES,
     ) -> None:
-        """`where` finds a sample's picture by shard and key; one of more than `max_pixels` is refused."""
+        """`where` finds a sample's picture by shard and key; one of more than `max_pixels` is not decoded."""
         self._where, self._max_pixels, self._most_bytes = where, max_pixels, most_bytes
-        self._kept: OrderedDict[tuple[Picture, int], Thumbnail] = OrderedDict()
+        self._kept: OrderedDict[tuple[Place | Unused, int], Thumbnail] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
         # A large picture takes hundreds of megabytes while it is decoded.
@@ -95,11 +93,11 @@ class Thumbnails:
                 self._kept.move_to_end((picture, px))
                 return known
         made = self._made(picture, px)
-        if made.words != _GONE:  # it may come back
+        if made.is_lasting:
             self._keep((picture, px), made)
         return made
 
-    def _keep(self, name: tuple[Picture, int], made: Thumbnail) -> None:
+    def _keep(self, name: tuple[Place | Unused, int], made: Thumbnail) -> None:
         with self._lock:
             if name in self._kept or len(made.jpeg) > self._most_bytes:
                 return
@@ -109,30 +107,19 @@ class Thumbnails:
                 _, oldest = self._kept.popitem(last=False)
                 self._bytes -= len(oldest.jpeg)
 
-    def _made(self, picture: Picture, px: int) -> Thumbnail:
-        if picture.offset is None or picture.size is None:
-            return refused(picture.refusal or "missing_image", px)
-        try:
-            data = read_bytes(picture.path, picture.offset, picture.size)
-        except (CapfiltError, OSError):
-            return refused("missing_shard", px, _GONE)
+    def _made(self, picture: Place | Unused, px: int) -> Thumbnail:
+        if isinstance(picture, Unused):
+            return Thumbnail(_drawn(picture.words, px), picture.words)
         try:
             with self._decoding:
-                return Thumbnail(_small(data, self._max_pixels, px), None, "")
-        except RefusedImage as error:
-            return refused(picture.refusal or error.reason.value, px)
+                return Thumbnail(_small(judged_picture(picture, max_pixels=self._max_pixels), px))
+        except LostPicture as lost:
+            return Thumbnail(_drawn(lost.words, px), lost.words, is_lasting=False)
 
 
-def refused(reason: str, px: int, words: str = "") -> Thumbnail:
-    """Return the drawing for a picture that cannot be shown."""
-    words = words or reason.replace("_", " ")
-    return Thumbnail(_drawn(words, px), reason, words)
-
-
-def _small(data: bytes, max_pixels: int, px: int) -> bytes:
+def _small(picture: Image, px: int) -> bytes:
     from PIL.Image import Resampling
 
-    picture = flattened(decode(data, max_pixels=max_pixels))
     scale = min(1.0, px / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Whole steps of averaging first: a large picture is not filtered pixel by pixel.

@@ -13,8 +13,9 @@ from capfilt.browser.previews import Applied
 from capfilt.browser.said import Labels
 from capfilt.browser.shards import ROW_BITS, ManifestReader
 from capfilt.browser.store import ClosedError, open_store
-from capfilt.browser.thumbnails import Picture, Thumbnail, Thumbnails, max_pixels_of
+from capfilt.browser.thumbnails import Thumbnail, Thumbnails, Unused, max_pixels_of
 from capfilt.browser.trials import Trials
+from capfilt.data.judged import Place
 from capfilt.errors import CapfiltError
 from capfilt.provenance.catalog import rebuild_catalog
 from capfilt.stages.judge import judge_run
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _MOST_TOTALS = 64
 """Selections whose totals are remembered while the rows stay as they are."""
 _PICTURE = """
-    SELECT sample, image_offset, image_size, if(is_ok, NULL, refusal) FROM samples
+    SELECT is_ok, refusal, image_offset, image_size, lower(hex(image_sha256)), width, height FROM samples
     WHERE sample >= $first AND sample < $end AND key = $key ORDER BY is_ok DESC, sample LIMIT 1
 """
 
@@ -49,7 +50,7 @@ class RunView:
     _totals: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._thumbnails = Thumbnails(self.picture, max_pixels=max_pixels_of(self.run))
+        self._thumbnails = Thumbnails(self.place, max_pixels=max_pixels_of(self.run))
         self._refreshing = threading.Lock()
         self._policy = self.trials.in_force()
         self._readers = {self.run.path: self.store.manifests}
@@ -167,13 +168,13 @@ class RunView:
         """Return the reader of a round's manifests, which knows those that it has read."""
         return self._readers.setdefault(run.path, ManifestReader(run))
 
-    def picture(self, shard: str, key: str) -> Picture:
+    def place(self, shard: str, key: str) -> Place | Unused:
         """Return where a sample's picture lies; CapfiltError where there is no such sample."""
         found = next((one for one in list(self.store.shards.values()) if one.name == shard), None)
         if found is not None:
             ends = {"first": found.base, "end": found.base + (1 << ROW_BITS), "key": key}
-            for _, offset, size, refusal in self.store.rows(_PICTURE, ends):
-                return Picture(found.tar, offset, size, refusal)
+            for is_ok, refusal, *place in self.store.rows(_PICTURE, ends):
+                return Place(found.tar, *place) if is_ok else Unused(refusal or "missing_image")
         raise CapfiltError(
             f"there is no sample {key[:80]!r} in shard {shard[:80]!r}", fix="follow a link of the page"
         )

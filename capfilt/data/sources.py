@@ -89,8 +89,15 @@ def _samples(shard: Shard, limits: Input, *, with_images: bool) -> Iterator[Samp
         )
 
 
+class ChangedShardError(CapfiltError):
+    """Where a picture was found earlier stands another one, or none."""
+
+
 def read_bytes(path: Path, offset: int, size: int) -> bytes:
-    """Return the bytes of a picture found earlier; CapfiltError if they are no longer there."""
+    """Return what stands where a picture was found earlier.
+
+    CapfiltError where the shard cannot be read, ChangedShardError where it ends before.
+    """
     with _opened(path) as file:
         return _read(file, path, offset, size)
 
@@ -245,7 +252,7 @@ def _read(file: BinaryIO, path: Path, offset: int, size: int) -> bytes:
     file.seek(offset)
     data = file.read(size)
     if len(data) != size:
-        raise CapfiltError(
+        raise ChangedShardError(
             f"shard {path} has changed: it ends before byte {offset + size}",
             fix="leave input shards as they are while a run uses them; start a new run for new ones",
         )

@@ -34,8 +34,8 @@ class Pictures:
 
     protocol: Protocol
     box: Box
-    by_sample: Mapping[tuple[str, str], Image]
-    """By shard and key; a sample that is not in it has a blank."""
+    by_sample: Mapping[tuple[str, str], Image | str]
+    """By shard and key, or why there is none; a sample that is not in it has a blank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,11 @@ def _show_row(cards: Sequence[PairCard | None], console: Console, pictures: Pict
     if pictures is not None:
         console.print()
     indent = 0 if pictures is None else pictures.box.columns + _GAP
-    shown = [_body(card) if card is not None else Text("") for card in cards]
+    drawn = [pictures.by_sample.get(card.sample) if pictures and card else None for card in cards]
+    shown = [
+        _body(card, lost=picture if isinstance(picture, str) else "") if card is not None else Text("")
+        for card, picture in zip(cards, drawn, strict=True)
+    ]
     height = _print_beside(shown, console, indent)
     if pictures is None:
         return
@@ -124,12 +128,10 @@ def _show_row(cards: Sequence[PairCard | None], console: Console, pictures: Pict
     if rest > 0:
         console.print("\n" * (rest - 1))
     height = max(height, pictures.box.rows)
-    for number, card in enumerate(cards):
-        picture = pictures.by_sample.get(card.sample) if card is not None else None
-        if picture is not None:
+    for number, picture in enumerate(drawn):
+        if picture is not None and not isinstance(picture, str):
             column = number * _column_width(console, len(cards))
-            drawn = sequence(picture, pictures.box, pictures.protocol)
-            console.file.write(at(column, height, drawn))
+            console.file.write(at(column, height, sequence(picture, pictures.box, pictures.protocol)))
     console.file.flush()
 
 
@@ -137,11 +139,13 @@ def _column_width(console: Console, cards: int) -> int:
     return (console.width + _GAP) // cards
 
 
-def _body(card: PairCard) -> RenderableType:
+def _body(card: PairCard, *, lost: str) -> RenderableType:
     from rich.console import Group
     from rich.padding import Padding
+    from rich.text import Text
 
-    return Group(*(Padding(text, (0, 0, 0, indent)) for indent, text in card.lines))
+    lines = [*card.lines, *([(INDENT, Text(f"no picture: {lost}", style=QUIET))] if lost else ())]
+    return Group(*(Padding(text, (0, 0, 0, indent)) for indent, text in lines))
 
 
 def _print_beside(shown: Sequence[RenderableType], console: Console, indent: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import canonical_json, digest_of
-from capfilt.data.sources import read_bytes
+from capfilt.data.judged import judged_bytes
 from capfilt.data.writers import ShardWriter, extension_of
 from capfilt.errors import CapfiltError
 from capfilt.files import whole_folder
@@ -258,13 +258,8 @@ def _write_shards(
                 pairs.sort(key=lambda pair: pair["source"] == Source.WEB)
             kept = pairs if export.texts == "all" else pairs[:1]
             first = kept[0]
-            image = read_bytes(Path(first["path"]), first["image_offset"], first["image_size"])
-            if hashlib.sha256(image).hexdigest() != first["image_sha256"]:
-                raise CapfiltError(
-                    f"{first['path']} changed since it was recaptioned: another picture stands at byte "
-                    f"{first['image_offset']}",
-                    fix="restore the shard, or start a new run on the changed input",
-                )
+            place = (first["image_offset"], first["image_size"], first["image_sha256"])
+            image = judged_bytes(Path(first["path"]), *place)
             original = json.loads(first["metadata"])
             metadata = _metadata(original, kept, _columns(policy))
             writer.add(image, extension_of(image), first["text"], metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import digest_of
 from capfilt.data.images import decode
-from capfilt.data.sources import read_bytes
+from capfilt.data.judged import judged_bytes
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import CARD_FILE, identity, read_card
 from capfilt.provenance.catalog import open_catalog
@@ -218,13 +217,7 @@ def _batches(job: ScoringJob) -> Iterator[tuple[list[Stored], ImageBatch]]:
         some = stored[start : start + job.batch_size]
         pictures = []
         for one in some:
-            data = read_bytes(job.shard.path, one.offset, one.size)
-            if hashlib.sha256(data).hexdigest() != one.sha256:
-                raise CapfiltError(
-                    f"{job.shard.path} changed since it was committed: another picture stands at byte "
-                    f"{one.offset}",
-                    fix="restore the shard, or start a new run on the changed input",
-                )
+            data = judged_bytes(job.shard.path, one.offset, one.size, one.sha256)
             pictures.append(decode(data, max_pixels=job.max_pixels))
         yield some, ImageBatch(pictures, [one.sha256 for one in some])
 

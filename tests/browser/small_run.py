@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -77,8 +78,10 @@ def make_shard(
             member = tarfile.TarInfo(f"{key}.jpg")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
+    data = path.read_bytes()
     with tarfile.open(path) as tar:
         places = [(member.offset_data, member.size) for member in tar]
+    digests = [hashlib.sha256(data[offset : offset + size]).hexdigest() for offset, size in places]
     made = Made(Shard(name, path, ordinal, path.stat().st_size, "quick"))
     draw = random.Random(ordinal)
     for number, (key, (offset, size)) in enumerate(zip(keys, places, strict=True)):
@@ -90,7 +93,7 @@ def make_shard(
             {
                 "shard": name,
                 "key": key,
-                "image_sha256": f"{number:064x}" if has_picture else None,
+                "image_sha256": digests[number] if has_picture else None,
                 "url": f"https://example.org/{key}.jpg",
                 "web_text": None,
                 "width": None if refused else 64,

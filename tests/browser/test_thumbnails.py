@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import pytest
 from small_run import make_run, picture
 
-from capfilt.browser import thumbnails as module
-from capfilt.browser.thumbnails import Picture, Thumbnails
+from capfilt.browser.thumbnails import Thumbnails
 from capfilt.browser.view import RunView
+from capfilt.data import sources
+from capfilt.data.judged import CHANGED, GONE, Place
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
@@ -29,9 +34,11 @@ def thumbnails(folder: Path, *files: bytes, **choices: Any) -> Thumbnails:
     path = folder / "shard.tar"
     path.write_bytes(b"".join(files))
 
-    def where(_shard: str, key: str) -> Picture:
+    def where(_shard: str, key: str) -> Place:
         number = int(key)
-        return Picture(path, sum(map(len, files[:number])), len(files[number]), None)
+        data = files[number]
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Place(path, sum(map(len, files[:number])), len(data), sha256, 4000, 4000)
 
     return Thumbnails(where, **choices)
 
@@ -50,7 +57,7 @@ def test_a_run_shows_the_very_picture_of_a_sample(tmp_path: Path) -> None:
             found = view.thumbnail(one.shard.name, f"k{one.shard.ordinal}-{number}", 32)
             wanted = shown(picture(100 * one.shard.ordinal + number)).getpixel((5, 5))
             image = shown(found.jpeg)
-            assert (image.size, found.refusal) == ((32, 24), None)
+            assert (image.size, found.words) == ((32, 24), "")
             colour = image.getpixel((5, 5))
             assert isinstance(colour, tuple)
             assert isinstance(wanted, tuple)
@@ -63,8 +70,8 @@ def test_of_a_shard_only_the_bytes_of_the_picture_are_read(
 ) -> None:
     run, made = make_run(tmp_path / "run", shards=1)
     read: list[tuple[Path, int, int]] = []
-    real = module.read_bytes
-    monkeypatch.setattr(module, "read_bytes", lambda *where: read.append(where) or real(*where))
+    real = sources._read
+    monkeypatch.setattr(sources, "_read", lambda *where: read.append(where[1:]) or real(*where))
     view = RunView.open(run)
     view.thumbnail("00000", "k0-4", 64)
     sample = made[0].samples[4]
@@ -79,7 +86,7 @@ def test_a_refused_picture_is_drawn_with_its_reason(tmp_path: Path, key: str, re
     run, _ = make_run(tmp_path / "run", shards=1)
     view = RunView.open(run)
     found = view.thumbnail("00000", key, 200)
-    assert (found.refusal, found.words) == (reason, reason.replace("_", " "))
+    assert found.words == reason.replace("_", " ")
     image = shown(found.jpeg)
     assert image.size == (200, 200)
     colours = image.convert("L").getextrema()
@@ -101,17 +108,71 @@ def test_a_shard_that_is_gone_is_said_and_seen_again_when_it_is_back(tmp_path: P
     run, made = make_run(tmp_path / "run", shards=1)
     view = RunView.open(run)
     away = made[0].shard.path.rename(tmp_path / "away.tar")
-    assert view.thumbnail("00000", "k0-0", 64).words == "its shard is gone or was changed"
+    gone = view.thumbnail("00000", "k0-0", 64)
+    assert (gone.words, gone.is_lasting) == (GONE, False)
     away.rename(made[0].shard.path)
-    assert view.thumbnail("00000", "k0-0", 64).refusal is None
+    back = view.thumbnail("00000", "k0-0", 64)
+    assert (back.words, back.is_lasting) == ("", True)
+    view.close()
+
+
+def test_a_shard_replaced_by_another_of_its_size_shows_no_picture_that_nobody_judged(tmp_path: Path) -> None:
+    run, made = make_run(tmp_path / "run", shards=1)
+    view = RunView.open(run)
+    path, sample = made[0].shard.path, made[0].samples[4]
+    tar = bytearray(path.read_bytes())
+    other = encoded(PIL.Image.new("RGB", (64, 48), "green"), "JPEG", quality=60)
+    assert len(other) <= sample["image_size"]
+    other += bytes(sample["image_size"] - len(other))
+    tar[sample["image_offset"] : sample["image_offset"] + len(other)] = other
+    path.write_bytes(tar)
+    found = view.thumbnail("00000", "k0-4", 200)
+    assert (found.words, found.is_lasting) == (CHANGED, False)
+    low, high = shown(found.jpeg).convert("L").getextrema()
+    assert isinstance(low, (int, float))
+    assert low < 110 < 200 < high  # a card with words
+    assert view.thumbnail("00000", "k0-5", 64).words == ""
+    view.close()
+
+
+def test_a_picture_that_was_never_used_is_not_read_again(tmp_path: Path) -> None:
+    run, made = make_run(tmp_path / "run", shards=1)
+    view = RunView.open(run)
+    made[0].shard.path.unlink()
+    assert view.thumbnail("00000", "k0-1", 64).words == "unreadable image"
     view.close()
 
 
 def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
     bomb = encoded(PIL.Image.new("1", (3000, 3000)), "PNG")
-    assert (
-        thumbnails(tmp_path, bomb, max_pixels=1_000_000).thumbnail("", "0", 64).refusal == "too_many_pixels"
-    )
+    found = thumbnails(tmp_path, bomb, max_pixels=1_000_000).thumbnail("", "0", 64)
+    assert found.words == "it cannot be decoded: too many pixels"
+
+
+def test_no_more_pictures_are_read_and_decoded_at_once_than_memory_is_there_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [encoded(PIL.Image.effect_noise((64, 64), 90), "PNG") for _ in range(12)]
+    made = thumbnails(tmp_path, *files)
+    lock, inside, most = threading.Lock(), 0, 0
+    real = sources._read
+
+    def slow(*where: Any) -> bytes:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        data = real(*where)
+        with lock:
+            inside -= 1
+        return data
+
+    monkeypatch.setattr(sources, "_read", slow)
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda key: made.thumbnail("", str(key), 64).words, range(12)))
+    assert found == [""] * 12
+    assert most == 4
 
 
 def test_a_picture_is_upright_never_enlarged_and_carries_nothing_of_its_file(tmp_path: Path) -> None:
@@ -136,8 +197,8 @@ def test_memory_is_bounded_and_the_ones_that_were_looked_at_last_stay(
     one = len(thumbnails(tmp_path, *noise).thumbnail("", "0", 64).jpeg)
     made = thumbnails(tmp_path, *noise, most_bytes=int(3.5 * one))
     read: list[int] = []
-    real = module.read_bytes
-    monkeypatch.setattr(module, "read_bytes", lambda *where: read.append(where[1]) or real(*where))
+    real = sources._read
+    monkeypatch.setattr(sources, "_read", lambda *where: read.append(where[2]) or real(*where))
     for key in ("0", "1", "2", "0", "3", "4", "0"):
         made.thumbnail("", key, 64)
         assert made.bytes_kept <= 3.5 * one

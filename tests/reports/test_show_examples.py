@@ -72,6 +72,14 @@ def test_a_sample_without_picture_has_a_blank_as_wide() -> None:
     assert {line.index(line.strip()) for line in _MOVES.sub("", said).splitlines() if " 1" in line} == {14}
 
 
+def test_where_a_picture_is_lost_its_card_says_why() -> None:
+    file = io.StringIO()
+    pictures = Pictures("kitty", BOX, {("s", "a"): "its shard is gone"})
+    show_cards([("Kept", cards("ab"))], terminal(file, width=60), pictures)
+    lines = [line.strip() for line in file.getvalue().splitlines() if line.strip()]
+    assert lines == ["Kept", "a 0", "a 1", "no picture: its shard is gone", "b 0", "b 1"]
+
+
 def test_scores_stand_the_best_first_and_those_of_further_filters_behind() -> None:
     scores = {"itc_1a2b3c4d": 0.5, "itc": -0.25, "itm": 0.125}
     assert scores_in_words(scores) == "ITM 0.125, ITC -0.250, ITC by filter 1a2b3c4d 0.500"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from escape_sequences import KITTY, SIXEL, from_kitty, from_sixel
 from made_terminal import CELL, told
-from pictured_run import COLOURS, pictured_run
+from pictured_run import COLOURS, pictured_run, write_shard
 
 from capfilt.reports.inline_images import Box
 from capfilt.reports.terminal_pictures import box_of, protocol_of
@@ -119,6 +119,16 @@ def test_kitty_sees_them_too_and_the_page_between_them_is_the_same(tmp_path: Pat
     shown, bare = (sorted(words.sub("", text).replace(",", "").split()) for text in (said, plain))
     assert shown == bare
     assert not KITTY.search(plain)
+
+
+def test_a_terminal_says_where_a_shard_was_replaced_by_another(tmp_path: Path) -> None:
+    run, tar = pictured_run(tmp_path).path, tmp_path / "web" / "00000.tar"
+    before = tar.stat().st_size
+    write_shard(tar, {key: (red, blue, green) for key, (red, green, blue) in COLOURS.items()})
+    assert tar.stat().st_size == before
+    said = inspect(run, {"TERM": "xterm-kitty"})
+    assert not KITTY.search(said)
+    assert said.count("no picture: its shard changed since it was judged") == len(COLOURS)
 
 
 def test_a_dumb_terminal_and_a_pipe_are_given_plain_text(tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def test_a_shard_whose_pictures_changed_is_not_exported_as_if_they_had_not(
         data[offset + 40] ^= 0xFF
     web.write_bytes(bytes(data))
 
-    with pytest.raises(CapfiltError, match="changed since it was recaptioned"):
+    with pytest.raises(CapfiltError, match="has changed: another picture stands at byte"):
         export_run(run, tmp_path / "to", Export())
 
     assert not (tmp_path / "to").exists()

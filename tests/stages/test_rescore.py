@@ -119,7 +119,7 @@ def test_a_shard_whose_pictures_changed_is_not_scored_as_if_they_had_not(
     data[offset + 200] ^= 0xFF
     web.write_bytes(bytes(data))
 
-    with pytest.raises(CapfiltError, match="changed since it was committed"):
+    with pytest.raises(CapfiltError, match="has changed: another picture stands at byte"):
         _scored(run, bundles["second"], bundles)
 
     assert world.digests(run.provenance, *RECORD) == files

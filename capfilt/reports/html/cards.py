@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capfilt.data.judged import Place
 from capfilt.provenance.pairs import score_columns
 from capfilt.provenance.statistics.reading import rows
 from capfilt.records import BEST_FIRST, Measure
 from capfilt.reports.html.panels import COLOURS
-from capfilt.reports.html.pictures import Place, picture
+from capfilt.reports.html.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -126,7 +128,7 @@ class Cards:
         if sample not in self._pictures:
             row = self._places[sample][0]
             place = Place(
-                row["path"],
+                Path(row["path"]),
                 row["image_offset"],
                 row["image_size"],
                 row["image_sha256"],

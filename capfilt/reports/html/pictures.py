@@ -1,45 +1,26 @@
-"""Small pictures for the page, read from the shards by the byte and never unpacked.
-
-A picture is shown only where the shard still holds the very bytes that were judged; everywhere else stands
-why it is not shown.
-"""
+"""Small pictures for the page, each a JPEG of our own making in a data URL, or why there is none."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from capfilt.data.images import RefusedImage, decode, flattened
-from capfilt.data.sources import read_bytes
-from capfilt.errors import CapfiltError
+from capfilt.data.judged import LostPicture, judged_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from capfilt.data.judged import Place
 
 SIDE_PX = 320
 """Longer side of a picture on the page."""
 _SMALL_PX = 96
 """Pictures up to this size are shown larger than they are, in sharp pixels."""
 _QUALITIES = (80, 65, 50, 35)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a picture lies, and what it was when it was judged."""
-
-    path: str
-    """Of the shard."""
-    offset: int | None
-    size: int | None
-    sha256: str | None
-    width: int | None
-    height: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +38,10 @@ class Picture:
 
 def picture(place: Place, most_bytes: int) -> Picture:
     """Return a small JPEG of at most `most_bytes`, or the reason why there is none."""
-    if place.offset is None or place.size is None or not place.width or not place.height:
-        return _none("the run does not know where its picture lies")
-    if not Path(place.path).is_file():
-        return _none(f"the shard is not at {place.path}")
     try:
-        data = read_bytes(Path(place.path), place.offset, place.size)
-    except (CapfiltError, OSError):
-        return _none(f"the picture cannot be read from {place.path}")
-    if hashlib.sha256(data).hexdigest() != place.sha256:
-        return _none(f"{place.path} changed since it was judged: other bytes stand there")
-    try:
-        image = flattened(decode(data, max_pixels=place.width * place.height))
-    except RefusedImage as refused:
-        return _none(f"the picture cannot be decoded: {refused.reason}")
-    return _shown(image, most_bytes)
-
-
-def _none(problem: str) -> Picture:
-    return Picture(Markup(), 0, 0, problem=problem)
+        return _shown(judged_picture(place), most_bytes)
+    except LostPicture as lost:
+        return Picture(Markup(), 0, 0, problem=f"{lost.words} ({place.shard})")
 
 
 def _shown(image: Image, most_bytes: int) -> Picture:

@@ -217,7 +217,7 @@ def test_pictures_are_small_jpegs_of_what_lies_in_the_shard(page: Page) -> None:
 def test_a_sample_whose_shard_is_gone_says_so(tmp_path: Path) -> None:
     page = read_page(render(made_run(tmp_path / "run")))
     assert page.all("img") == []
-    assert "No picture the shard is not at web/00000.tar" in page.text
+    assert "No picture its shard is gone (web/00000.tar)" in page.text
 
 
 def test_the_draw_is_that_of_the_recorded_seed(run: RunDir, html: str) -> None:
