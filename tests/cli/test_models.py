@@ -14,12 +14,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "backends"))
 import small_folders
 from qformer_folders import prompted_folder
 from small_models import SMALL, WORDS, small_med, small_packed
+from small_qformer import small_qformer
 from theirs import transformers_folder
 
 from capfilt.models.bundle import load_bundle
 from capfilt.models.cards import read_card
+from capfilt.models.checkpoints.lavis_names import LavisNaming
 from capfilt.models.checkpoints.names import Naming
 from capfilt.models.med import MED
+from capfilt.models.qformer_bundle import load_qformer_bundle
 from capfilt.models.structures import structure
 from capfilt.models.vocabulary import Vocabulary, train_vocabulary
 from capfilt.settings import Model, Vision
@@ -107,6 +110,34 @@ def test_a_pth_is_told_with_what_is_not_read_and_the_way_to_a_folder(capfilt: Ca
     assert found["next_command"] == f"capfilt models convert {models / 'matcher.pth'} {given} --out BUNDLE"
     shown = capfilt(*words).stdout
     assert "not read: visual_encoder_m.*: momentum copy of the image encoder" in shown
+
+
+def test_a_pth_of_lavis_is_told_and_converted_with_the_image_encoder_that_it_lacks(
+    capfilt: Capfilt, models: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    own = small_qformer(("itc", "itm", "lm"), len(vocabulary))
+    state = LavisNaming("").write(own.state_dict())
+    frozen = {name: tensor for name, tensor in state.items() if name.startswith("visual_encoder.")}
+    torch.save(
+        {name.removeprefix("visual_encoder."): one for name, one in frozen.items()}, tmp_path / "eva.pth"
+    )
+    torch.save({"model": {n: t for n, t in state.items() if n not in frozen}}, tmp_path / "blip2.pth")
+    words = ["--vocabulary", models / "words", "--heads", "4,4"]
+    alone = capfilt("models", "check", "blip2.pth", *words)
+    assert alone.exit_code == 2
+    assert "--vision FOLDER --out BUNDLE" in alone.stderr
+    words += ["--vision", "eva.pth"]
+    found = told(capfilt("models", "check", "blip2.pth", *words, "--json"))
+    assert (found["format"], found["family"], found["kind"]) == ("pth", "blip2", "joint")
+    typed = " ".join(map(str, words))
+    assert found["next_command"] == f"capfilt models convert blip2.pth {typed} --out BUNDLE"
+    made = told(capfilt("models", "convert", "blip2.pth", *words, "--out", "bundle", "--json"))
+    assert made["weights"] == found["weights"]
+    bundle = load_qformer_bundle(tmp_path / "bundle").model.state_dict()
+    for name, tensor in own.state_dict().items():
+        if name.endswith("self_attn.qkv.bias"):
+            tensor[32:64] = 0  # LAVIS's ViT has none on the keys
+        assert torch.equal(bundle[name], tensor), name
 
 
 def test_a_pth_is_converted_to_a_folder_that_transformers_computes_alike(

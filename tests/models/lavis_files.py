@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from capfilt.models.cards import Card
 
 State = dict[str, Any]
+VISION = "visual_encoder."
+LANGUAGE_PARTS = ("opt_model.", "t5_model.", "llm_model.")
+"""How the names of parts begin that LAVIS does not train, and so does not write."""
 HEADS = (4, 4)
 """Attention heads of the recorded image encoder and Q-Former: their widths do not say them."""
 _SPECIAL = {
@@ -47,6 +50,15 @@ def without(*starts: str) -> Callable[[State], None]:
             del state[name]
 
     return change
+
+
+def eva_file(path: Path, weights: Path) -> Path:
+    """Write a recorded image encoder alone, by the names that LAVIS's file of EVA-CLIP's has."""
+    theirs = load_file(weights / "weights.safetensors")
+    state = {name.removeprefix(VISION): one for name, one in theirs.items() if name.startswith(VISION)}
+    state["norm.weight"] = torch.ones(32)  # a norm that LAVIS leaves out
+    torch.save(state, path)
+    return path
 
 
 def recorded_language(folder: Path, kind: str, recorded: Path) -> Path:
