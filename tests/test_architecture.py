@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GROUND = frozenset(
-    {"__init__", "canonical", "draws", "errors", "files", "layers", "records", "settings", "versions"}
+    {
+        "__init__",
+        "canonical",
+        "draws",
+        "errors",
+        "files",
+        "layers",
+        "records",
+        "settings",
+        "shell",
+        "versions",
+    }
 )
 
 FLOORS: tuple[frozenset[str], ...] = (
@@ -36,9 +47,9 @@ FLOORS: tuple[frozenset[str], ...] = (
 
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-PROVENANCE_IMPORTS = frozenset({"records", "settings", "layers", "errors", "files", "canonical"})
+PROVENANCE_IMPORTS = frozenset({"records", "settings", "layers", "errors", "files", "canonical", "shell"})
 PROVENANCE_FROM = FLOOR_OF["training"]
-"""`provenance` stands beside the floors: it knows five nouns of the ground; training and above know it."""
+"""`provenance` stands beside the floors: it knows a few nouns of the ground; training and above know it."""
 
 APART = frozenset({"training", "evaluation"})
 """Neighbours that do not import each other; a stage calls both."""

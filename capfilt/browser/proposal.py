@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from capfilt.errors import CapfiltError
 from capfilt.records import SCORES
 from capfilt.settings import Export, Judge
+from capfilt.shell import shell_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,12 +81,12 @@ class Proposal:
             words += ["--with-filter", self.with_filter]
         if self.noise_rate is not None:
             words += ["--noise-rate", str(self.noise_rate)]
-        return shlex.join(words)
+        return shell_line(words)
 
     def export_command(self, run: Path) -> str:
         """Return what to type for the export that goes with it."""
         texts = [] if self.texts == "best" else ["--texts", self.texts]
-        return shlex.join(["capfilt", "export", str(run), "--to", str(run / "export"), *texts])
+        return shell_line(["capfilt", "export", str(run), "--to", str(run / "export"), *texts])
 
     def query(self) -> list[tuple[str, str]]:
         """Return the proposal as the parameters of a link; what is left out is not given."""

@@ -17,6 +17,7 @@ from capfilt.provenance.policy import Policy, TopFraction, newest_policy
 from capfilt.provenance.ranking import Ranking
 from capfilt.provenance.rundir import json_files
 from capfilt.records import BEST_FIRST, Measure, is_digest
+from capfilt.shell import shell_word
 from capfilt.stages.judge import calibration_of
 from capfilt.stages.wishes import Filters, rules_of
 
@@ -81,7 +82,7 @@ class Trials:
         if not digests:
             raise CapfiltError(
                 f"{run.path} holds no scores, so no rule can be applied",
-                fix=f"score it first: capfilt score {run.path} --filter MODEL",
+                fix=f"score it first: capfilt score {shell_word(run.path)} --filter MODEL",
             )
         self.store.wait()
         measured: dict[str, set[str]] = {}

@@ -9,7 +9,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import chosen
-from capfilt.cli.output import print_json
+from capfilt.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from capfilt.stages.evaluate.measure import Choices
@@ -289,4 +289,4 @@ def tell(evaluation: Evaluation, out: Path | None, *, json: bool) -> None:
         return
     show_evaluation(evaluation, terminal())
     if out is not None:
-        print(f"written to {out}")
+        print_line(f"written to {out}")

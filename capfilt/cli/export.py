@@ -9,7 +9,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import nested
-from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.cli.output import next_step, print_json, print_line, print_next
 
 
 def export(
@@ -66,5 +66,5 @@ def export(
         )
         return
     done = "written" if exported.is_new else "there already, and the same"
-    print(f"{exported.samples} samples in {exported.shards} shards in {exported.path}: {done}")
+    print_line(f"{exported.samples} samples in {exported.shards} shards in {exported.path}: {done}")
     print_next(following)

@@ -8,7 +8,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import chosen
-from capfilt.cli.output import print_json
+from capfilt.cli.output import print_json, print_line
 from capfilt.reports.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def gain(
         print_json(record_of(found, request))
         return
     show_gain(found, terminal())
-    print(f"figures: {where.gain / 'gain.json'}; along the training: {picture}")
+    print_line(f"figures: {where.gain / 'gain.json'}; along the training: {picture}")
 
 
 def _arms(typed: str) -> tuple[Arm, ...]:

@@ -9,7 +9,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import chosen, prompt_flags
-from capfilt.cli.output import next_step, print_json, print_next, typed_command
+from capfilt.cli.output import next_step, print_json, print_line, print_next, typed_command
 from capfilt.cli.running import run_and_report
 from capfilt.errors import CapfiltError
 from capfilt.reports.progress import shown_progress
@@ -179,5 +179,5 @@ def _score_run(path: Path, bundle: Path, settings: Bootstrap, *, json: bool, qui
     if json:
         print_json({"run": str(path), "filter": digest, "next_command": following})
         return
-    print(f"scores of filter {digest[:12]} added to {path}")
+    print_line(f"scores of filter {digest[:12]} added to {path}")
     print_next(following)

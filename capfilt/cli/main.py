@@ -5,7 +5,6 @@ Nothing heavy is imported here or at the top of a command's file, so that `--hel
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import Annotated, Any
 
@@ -34,6 +33,7 @@ from capfilt.cli.settings import settings
 from capfilt.cli.sql import sql
 from capfilt.cli.train import train
 from capfilt.errors import CapfiltError, RunFailedError
+from capfilt.shell import shell_line
 
 EXIT_FAILED = 1
 """The input was right and the run failed."""
@@ -60,7 +60,7 @@ class Commands(TyperGroup):
             failed = isinstance(error, RunFailedError)
             raise typer.Exit(EXIT_FAILED if failed else EXIT_WRONG_INPUT) from error
         except KeyboardInterrupt as stop:
-            again = shlex.join(typed_command(ctx))
+            again = shell_line(typed_command(ctx))
             print(f"\ninterrupted; the same command goes on where it stopped:\n{again}", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from stop
 

@@ -6,11 +6,11 @@ JSON is ASCII: lossless for a program, and nothing in a stranger's text can move
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from capfilt.reports.text import visible
+from capfilt.shell import shell_line
 
 if TYPE_CHECKING:
     from capfilt.errors import CapfiltError
@@ -27,13 +27,18 @@ def typed_command(ctx: Any) -> list[str]:
 
 def next_step(*words: object) -> str:
     """Return a command, quoted for a shell, ready to paste."""
-    return shlex.join(["capfilt", *map(str, words)])
+    return shell_line(["capfilt", *words])
 
 
 def print_next(command: str) -> None:
     """Print the next command to type: the last line of a command that is done."""
     if command:
         print(command)
+
+
+def print_line(text: str) -> None:
+    """Print one line; a name in it may be a stranger's."""
+    print(visible(text))
 
 
 def print_json(value: Any) -> None:

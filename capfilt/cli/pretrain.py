@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,9 +10,10 @@ import typer
 from capfilt.cli import options
 from capfilt.cli.choices import chosen
 from capfilt.cli.curves import write_curves
-from capfilt.cli.output import next_step, print_json, print_next, typed_command
+from capfilt.cli.output import next_step, print_json, print_line, print_next, typed_command
 from capfilt.cli.pipelines import load_pipeline
 from capfilt.reports.progress import shown_progress
+from capfilt.shell import shell_line
 
 if TYPE_CHECKING:
     from capfilt.models.cards import Card
@@ -84,7 +84,7 @@ def pretrain(
         assignments=assignments,
         many_processes=True,
     )
-    check_launch(settings.compute.processes, "-m " + shlex.join(typed_command(ctx)))
+    check_launch(settings.compute.processes, "-m " + shell_line(typed_command(ctx)))
     with shown_progress(quiet=quiet or not leads()) as progress:
         card = run(data, clean, out, settings, LocalEngine(), progress, leads=leads())
     if card is None:
@@ -106,7 +106,7 @@ def pretrain(
             }
         )
         return
-    print(f"{card.kind} {card.weights[:12]} in {out}; its curves are in {picture}")
+    print_line(f"{card.kind} {card.weights[:12]} in {out}; its curves are in {picture}")
     print_next(following)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from capfilt.cli import options
-from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.cli.output import next_step, print_json, print_line, print_next
 
 
 def report(
@@ -50,5 +50,5 @@ def report(
             }
         )
         return
-    print(f"{written.path}: {written.bytes / 1e6:.2f} MB, samples drawn with seed {written.seed}")
+    print_line(f"{written.path}: {written.bytes / 1e6:.2f} MB, samples drawn with seed {written.seed}")
     print_next(following)

@@ -9,7 +9,7 @@ import typer
 
 from capfilt.cli import options
 from capfilt.cli.choices import chosen
-from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.cli.output import next_step, print_json, print_line, print_next
 from capfilt.cli.pipelines import DEFAULT, load_pipeline
 from capfilt.reports.progress import shown_progress
 
@@ -65,5 +65,5 @@ def train(
             {"bundle": str(out), "kind": card.kind, "weights": card.weights, "next_command": following}
         )
         return
-    print(f"{card.kind} {card.weights[:12]} in {out}")
+    print_line(f"{card.kind} {card.weights[:12]} in {out}")
     print_next(following)

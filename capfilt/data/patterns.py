@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capfilt.data.url_lists import download_command, is_list_name
 from capfilt.errors import CapfiltError
+from capfilt.shell import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -187,7 +187,7 @@ def _one_file(file: Path) -> list[Path]:
 def _compressed(file: Path, program: str) -> CapfiltError:
     stem = _COMPRESSED_NAME.sub("", file.name)
     plain = file.with_name(f"{stem}.tar" if stem != file.name else f"{file.stem}-plain.tar")
-    command = f"{program} -d < {shlex.quote(str(file))} > {shlex.quote(str(plain))}"
+    command = f"{program} -d < {shell_word(file)} > {shell_word(plain)}"
     return CapfiltError(
         f"{file} is compressed; pictures are found again by their place in the tar, so it must be plain",
         fix=f"decompress it, and keep the compressed one elsewhere:\n  {command}",

@@ -11,9 +11,10 @@ import gzip
 import io
 import json
 import re
-import shlex
 import zlib
 from typing import TYPE_CHECKING, Any
+
+from capfilt.shell import shell_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +58,7 @@ def download_command(file: Path) -> str | None:
     words += ["--image_size", "512", "--resize_mode", "keep_ratio_largest", "--resize_only_if_bigger", "True"]
     words += ["--thread_count", "32", "--user_agent_token", "img2dataset"]
     words += ["--disallowed_header_directives", '["noai","noimageai","noindex","noimageindex"]']
-    return shlex.join(words)
+    return shell_line(words)
 
 
 def _stem(file: Path) -> str:

@@ -33,6 +33,7 @@ from capfilt.provenance.strata import (
     strata_of,
     with_value,
 )
+from capfilt.shell import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -247,7 +248,7 @@ def _measure(run: RunDir, strata: Strata, score: str | None) -> tuple[str, str]:
     if name is None or digest is None:
         raise CapfiltError(
             f"{run.path} holds no scores, so there is no threshold to look for",
-            fix=f"score it first: capfilt score {run.path} --filter MODEL",
+            fix=f"score it first: capfilt score {shell_word(run.path)} --filter MODEL",
         )
     return name, digest
 

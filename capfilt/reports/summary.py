@@ -7,7 +7,6 @@ has no captioner, filter or policy, is summed up as it stands.
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from capfilt.provenance.statistics.models import calibrations, models_used, unca
 from capfilt.provenance.statistics.reading import open_figures, rows
 from capfilt.provenance.statistics.timings import timings
 from capfilt.provenance.statistics.wording import degenerate, diversity, lengths, repeated
+from capfilt.shell import shell_line
 from capfilt.stages.judge import advice, filters_of, loosening_command, mend_command, weak_scores_of
 from capfilt.stages.wishes import Filters
 
@@ -136,21 +136,21 @@ def following(run: RunDir, policy: Policy) -> str:
     if weak_scores_of(run, policy):
         return mend_command(run)
     if _is_exported(run, policy):
-        return shlex.join(["capfilt", "sql", str(run.path), "select * from pairs where not keep limit 20"])
-    return shlex.join(["capfilt", "export", str(run.path), "--to", str(run.export)])
+        return shell_line(["capfilt", "sql", str(run.path), "select * from pairs where not keep limit 20"])
+    return shell_line(["capfilt", "export", str(run.path), "--to", str(run.export)])
 
 
 def first_policy(run: RunDir) -> str:
     """Return the command for a run that nobody judged: judge it where it holds scores, else go on with it."""
     if scored_by := filters_of(run):
-        return shlex.join(["capfilt", "judge", str(run.path), *Filters.of(run, scored_by).usual_rule])
+        return shell_line(["capfilt", "judge", str(run.path), *Filters.of(run, scored_by).usual_rule])
     return going_on(run)
 
 
 def going_on(run: RunDir) -> str:
     """Return the command that started the run; given again, it goes on."""
     record = read_json(run.run_file, mend="restore run.json from a copy, or start a new run elsewhere")
-    return shlex.join(map(str, record.get("command") or ["capfilt", "bootstrap", "--help"]))
+    return shell_line(record.get("command") or ["capfilt", "bootstrap", "--help"])
 
 
 def _next_command(run: RunDir, summary: dict[str, Any]) -> str:
@@ -162,7 +162,7 @@ def _next_command(run: RunDir, summary: dict[str, Any]) -> str:
     if not summary["samples"]["shards"] or last in ("failed", "running", "interrupted"):
         return going_on(run)
     if summary["rounds"]:
-        return shlex.join(["capfilt", "inspect", summary["rounds"][-1]["path"]])
+        return shell_line(["capfilt", "inspect", summary["rounds"][-1]["path"]])
     return first_policy(run) if newest is None else following(run, newest[1])
 
 

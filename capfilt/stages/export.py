@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,6 +24,7 @@ from capfilt.provenance.commit import manifests
 from capfilt.provenance.lineage import export_digest
 from capfilt.provenance.policy import Policy, newest_policy
 from capfilt.records import BEST_FIRST, SCORES, Source
+from capfilt.shell import shell_word
 from capfilt.stages.context import Outcome
 from capfilt.stages.dataset_card import dataset_card
 from capfilt.stages.judge import filters_of, loosening_command, mend_command, weak_scores_of
@@ -144,7 +144,7 @@ def _withheld(run: RunDir, policy: Policy, export: Export) -> _Withheld | None:
         return _Withheld(
             f"the policy reads {' and '.join(weak)}, no better than chance on held-out clean pairs",
             mend_command(run),
-            f"capfilt export {shlex.quote(str(run.path))} --accept-weak-filter",
+            f"capfilt export {shell_word(run.path)} --accept-weak-filter",
         )
     with open_catalog(run) as catalog:
         if catalog.execute("SELECT 1 FROM pairs WHERE keep LIMIT 1").fetchone() is None:
@@ -163,7 +163,7 @@ def _policy(run: RunDir) -> Policy:
         rule = Filters.of(run, scored_by).usual_rule if scored_by else ["--itm", "0.5"]
         raise CapfiltError(
             f"{run.path} has no policy yet: nobody decided which pairs are kept",
-            fix=f"decide first, e.g. capfilt judge {shlex.quote(str(run.path))} {' '.join(rule)}",
+            fix=f"decide first, e.g. capfilt judge {shell_word(run.path)} {' '.join(rule)}",
         )
     return newest[1]
 

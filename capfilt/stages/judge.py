@@ -6,7 +6,6 @@ policy on disk holds numbers and can be read without it.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from capfilt.provenance.policy import AtLeast, Policy, newest_policy, write_poli
 from capfilt.provenance.rundir import RunDir, json_files, read_json
 from capfilt.records import BEST_FIRST, Measure, Source
 from capfilt.settings import Judge
+from capfilt.shell import shell_word
 from capfilt.stages.context import Outcome
 from capfilt.stages.wishes import Filters, rules_of
 
@@ -80,7 +80,7 @@ def policy_of(run: RunDir, judge: Judge, *, filter_digest: str | None = None) ->
         if judge.is_given and any(manifest["rows"].get("captions") for manifest in shards):
             raise CapfiltError(
                 f"{run.path} holds no scores, so no rule can be applied",
-                fix=f"score it first: capfilt score {run.path} --filter MODEL",
+                fix=f"score it first: capfilt score {shell_word(run.path)} --filter MODEL",
             )
         return Policy()
     filters = Filters.of(run, filters_in, filter_digest)
@@ -99,7 +99,8 @@ def _check_scored_alike(run: RunDir, policy: Policy) -> None:
         raise CapfiltError(
             f"some shards were scored by filter {digest[:12]} in another way than others: "
             + ", ".join(differences(ways[0], ways[1])),
-            fix=f"give the last `capfilt score {run.path} --filter MODEL` again: it goes on where it stopped",
+            fix=f"give the last `capfilt score {shell_word(run.path)} --filter MODEL` again: it goes on "
+            "where it stopped",
         )
 
 
@@ -243,7 +244,7 @@ def shared_blind_spot(run: RunDir, policy: Policy, calibration: dict[str, Any] |
 
 def loosening_command(run: RunDir) -> str:
     """Return what to type where a policy keeps nothing."""
-    path = shlex.quote(str(run.path))
+    path = shell_word(run.path)
     digest = filter_in_force(run)
     calibration = calibration_of(run, digest) if digest is not None else None
     if calibration is None:
@@ -255,7 +256,7 @@ def loosening_command(run: RunDir) -> str:
 
 def mend_command(run: RunDir) -> str:
     """Return what to type where a policy reads a weak score."""
-    path = shlex.quote(str(run.path))
+    path = shell_word(run.path)
     digest = filter_in_force(run)
     if digest is not None and signal_beside(calibration_of(run, digest)) is not None:
         return f"capfilt judge {path} --itc auto:recall=0.85"

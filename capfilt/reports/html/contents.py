@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from capfilt.reports.html.charts import funnel_chart, histogram_chart, joint_cha
 from capfilt.reports.html.galleries import galleries
 from capfilt.reports.html.losses import loss_chart, losses
 from capfilt.reports.html.panels import Number, Panel, Table, percent
+from capfilt.shell import shell_line
 from capfilt.stages.judge import advice, calibration_of, filter_in_force
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _scores(catalog: duckdb.DuckDBPyConnection, run: RunDir) -> dict[str, Any]:
         ),
         "joint": [joint_chart(grid, thresholds) for grid in grids],
         "joint_title": " against ".join(Measure.of_column(column).words for column in reversed(two)),
-        "score_command": shlex.join(["capfilt", "score", str(run.path), "--filter", "MODEL"]),
+        "score_command": shell_line(["capfilt", "score", str(run.path), "--filter", "MODEL"]),
     }
 
 
@@ -274,7 +274,7 @@ def _provenance(
         catalog, "SELECT count(*) AS shards, coalesce(sum(bytes), 0)::BIGINT AS bytes FROM shards"
     )
     facts = [
-        ("Command", shlex.join(map(str, record.get("command") or ()))),
+        ("Command", shell_line(record.get("command") or ())),
         ("Folder", str(run.path.absolute())),
         ("Input", f"{shards['shards']:,} shards, {shards['bytes']:,} bytes"),
         ("Fingerprint", str(record.get("fingerprint", ""))),
@@ -312,7 +312,7 @@ def _provenance(
         ),
         "versions": Table(("library", "version"), sorted(_versions(catalog).items())),
         "documents": [(title, _lines(value)) for title, value in documents if value],
-        "again": shlex.join(["capfilt", "report", str(run.path), "--seed", str(seed)]),
+        "again": shell_line(["capfilt", "report", str(run.path), "--seed", str(seed)]),
     }
 
 

@@ -21,6 +21,7 @@ from capfilt.files import whole_file
 from capfilt.provenance.catalog import open_catalog
 from capfilt.provenance.policy import newest_policy
 from capfilt.provenance.rundir import recorded_facts
+from capfilt.shell import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +128,7 @@ def write_texts(run: RunDir, folder: Path) -> Texts:
     if newest_policy(run) is None:
         raise CapfiltError(
             f"{run.path} has no policy, so that nothing says what is kept",
-            fix=f"capfilt judge {run.path} --itm auto:recall=0.9",
+            fix=f"capfilt judge {shell_word(run.path)} --itm auto:recall=0.9",
         )
     _check_shards(run)
     file = folder / "texts.parquet"
