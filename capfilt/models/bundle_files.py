@@ -1,6 +1,7 @@
 """A bundle in memory and as files, whichever kind of model it holds; see `cards` for the files.
 
-Every file is made in memory first, so that the card can name each by its digest.
+Every file is made before any is written, so that the card can name each by its digest; where a language model
+may be in it, tensor by tensor (`tensor_files`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from capfilt.models.tensor_files import TensorFile
     from capfilt.models.vocabulary import Vocabulary
 
 M = TypeVar("M")
@@ -56,14 +58,17 @@ class PackedOf(Generic[M, V]):
     """A bundle that is not written yet: its card needs the weights, its calibration needs the card."""
 
     bundle: BundleOf[M, V]
-    files: dict[str, bytes]
+    files: Mapping[str, bytes | TensorFile]
     """Every file that the card names."""
 
     def write(
         self, calibration: dict[str, Any] | None = None, metrics: list[dict[str, Any]] | None = None
     ) -> None:
         """Write the bundle, all or nothing, with a filter's calibration and the training's rows."""
-        files = {**self.files, CARD_FILE: json_bytes(self.bundle.card.model_dump(mode="json"))}
+        files: dict[str, bytes | TensorFile] = {
+            **self.files,
+            CARD_FILE: json_bytes(self.bundle.card.model_dump(mode="json")),
+        }
         if calibration is not None:
             files[CALIBRATION_FILE] = json_bytes(calibration)
         if metrics is not None:
@@ -71,7 +76,10 @@ class PackedOf(Generic[M, V]):
         with whole_folder(self.bundle.path) as folder:
             for name, data in files.items():
                 (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(data)
+                if isinstance(data, bytes):
+                    (folder / name).write_bytes(data)
+                else:
+                    data.write(folder / name, self.bundle.card.files.get(name, self.bundle.card.weights))
             for part in folder.glob("*/"):
                 flush_folder(part)
 
@@ -79,6 +87,11 @@ class PackedOf(Generic[M, V]):
 def sha256(data: bytes) -> str:
     """Return the digest of a file's bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_of_file(file: bytes | TensorFile) -> str:
+    """Return the digest of a file that is not written yet."""
+    return sha256(file) if isinstance(file, bytes) else file.sha256()
 
 
 def json_bytes(value: Any) -> bytes:

@@ -18,9 +18,9 @@ from capfilt.models.bundle_files import (
     BundleOf,
     PackedOf,
     check_files,
+    digest_of_file,
     pretty_json,
     read_tensors,
-    sha256,
 )
 from capfilt.models.cards import (
     CARD_FILE,
@@ -50,6 +50,7 @@ from capfilt.models.checkpoints.qformer_configs import (
 from capfilt.models.language_vocabulary import LanguageVocabulary, load_language_vocabulary
 from capfilt.models.prompted import SoftPrompted
 from capfilt.models.qformer import QFormer
+from capfilt.models.tensor_files import TensorFile, in_halves
 from capfilt.models.vocabulary import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ CONVENTIONS = Conventions(match_token="cls")
 """Texts that are matched begin with [CLS]: BLIP-2 has no [ENC]."""
 _FOR_TRAINING = ("word_head.", "temperature")
 """Parts that serve training alone, and that transformers' class lacks."""
+_FROZEN = ("vision_model.embeddings.", "vision_model.encoder.", "language_model.")
+"""Parts that nothing here trains; those that were published in halves are kept so."""
 
 
 def pack_qformer(
@@ -92,23 +95,25 @@ def pack_qformer(
     `vocabulary` is the Q-Former's in stage 1 and the language model's for a captioner, for which `reader` is
     what InstructBLIP's Q-Former reads.
     """
-    from safetensors.torch import save
-
     weights = _without_repeats(model)
     own = {name: tensor for name, tensor in weights.items() if name.startswith(_FOR_TRAINING)}
-    main = {name: tensor for name, tensor in weights.items() if name not in own}
+    main = {
+        name: in_halves(tensor) if name.startswith(_FROZEN) else tensor
+        for name, tensor in weights.items()
+        if name not in own
+    }
     # transformers writes this remark too, and older versions of it refuse a file without.
-    data_of_weights = save(main, {"format": "pt"})
-    files = dict(vocabulary.files())
+    file_of_weights = TensorFile(main, {"format": "pt"})
+    files: dict[str, bytes | TensorFile] = dict(vocabulary.files())
     if own:
-        files[TRAINING_FILE] = save(own)
+        files[TRAINING_FILE] = TensorFile(own)
     if reader is not None:
         files |= {f"{READER_FOLDER}/{name}": content for name, content in reader.files().items()}
     objectives: tuple[Objective, ...] = model.objectives
     card = Card(
         kind=kind,
         objectives=objectives,
-        weights=sha256(data_of_weights),
+        weights=file_of_weights.sha256(),
         model=settings,
         vocabulary=len(reader or vocabulary),
         vocabulary_digest=(reader or vocabulary).digest,
@@ -123,9 +128,11 @@ def pack_qformer(
     )
     if is_transformers(card):
         files |= _for_transformers(model, settings, vocabulary, reader)
-    card = card.model_copy(update={"files": {name: sha256(data) for name, data in sorted(files.items())}})
+    card = card.model_copy(
+        update={"files": {name: digest_of_file(one) for name, one in sorted(files.items())}}
+    )
     bundle = BundleOf[Any, Any](path, card, model, vocabulary, reader=reader)
-    return PackedOf(bundle, {_weights_file(card): data_of_weights, **files})
+    return PackedOf(bundle, {_weights_file(card): file_of_weights, **files})
 
 
 def _for_transformers(

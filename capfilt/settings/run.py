@@ -152,8 +152,8 @@ class Bundles(Settings):
     """What such a filter is made with: of a .py the further arguments of its function."""
     vision: str | None = None
     """Pretrained weights of `model.vision.timm` for a model that starts from none: a file of them, a hub id,
-    or `timm` for the ones that timm knows. For a Q-Former also a bundle, a folder of transformers, or a .pth of
-    LAVIS such as eva_vit_g.pth, whose image encoder is taken as it is."""
+    or `timm` for the ones that timm knows. For a Q-Former also a bundle, a folder of transformers, or a .pth
+    of LAVIS such as eva_vit_g.pth, whose image encoder is taken as it is."""
     text: str | None = None
     """Folder or hub id of a BERT whose weights, sizes and vocabulary such a model's text side takes, or the
     Q-Former of a first stage (BLIP-2, section 3.1)."""

@@ -349,6 +349,31 @@ def test_transformers_reads_weights_in_fp32_whatever_the_language_model_came_in(
     assert {tensor.dtype for tensor in theirs.state_dict().values()} == {torch.float32}
 
 
+def test_frozen_parts_out_of_halves_are_written_in_halves_and_read_the_same(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = small_structure("t5", folders["t5"])
+    model = small_prompted(settings)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if not weights.requires_grad:
+                weights.copy_(weights.bfloat16() if name.startswith("language_model.") else weights.half())
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    words = load_language_vocabulary(folders["t5"], settings.language)
+    packed(tmp_path / "bundle", model, settings, words)
+    written = load_file(tmp_path / "bundle/model.safetensors")
+    halved = {name for name, tensor in written.items() if tensor.dtype != torch.float32}
+    assert {
+        name for name, one in model.named_parameters() if not one.requires_grad and one.ndim > 1
+    } == halved
+    found = load_qformer_bundle(tmp_path / "bundle").model.state_dict()
+    theirs = in_transformers(transformers.Blip2ForConditionalGeneration, tmp_path / "bundle").state_dict()
+    for name, tensor in expected.items():
+        assert found[name].dtype == theirs[name].dtype == torch.float32
+        assert torch.equal(found[name], tensor), name
+        assert torch.equal(theirs[name], tensor), name
+
+
 def test_a_language_model_without_an_embedding_to_spare_gives_the_padding_for_pictures(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

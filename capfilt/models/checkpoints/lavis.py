@@ -31,6 +31,7 @@ from capfilt.models.qformer_bundle import load_weights, pack_qformer
 from capfilt.models.qformer_parts import Parts, find_parts, load_parts, settle_parts
 from capfilt.models.vocabulary import load_vocabulary
 from capfilt.settings import Blip2, Bundles
+from capfilt.shell import shell_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,12 +254,12 @@ class _File:
     def _how_to_name(self, vision: str | None, language: str | None) -> str:
         """Return the command that names what the file lacks; what is given is put in as it is."""
         usual = _ENCODERS.get(self.shapes["ln_vision.weight"][0], "FOLDER")
-        words = ["capfilt models convert", str(self.path)]
+        words = ["capfilt", "models", "convert", str(self.path)]
         words += [] if self.has_vision else ["--vision", vision or usual]
         if self.stack:
             words += ["--language", language or lavis_sizes.lavis_language(self.stack, self.shapes)]
         besides = "" if self.has_vision else " (--vision takes LAVIS's eva_vit_g.pth too)"
-        return f"name it: {' '.join(words)} --out BUNDLE{besides}"
+        return f"name it: {shell_line([*words, '--out', 'BUNDLE'])}{besides}"
 
     def load(self, model: QFormer | SoftPrompted, parts: Parts | None) -> dict[str, str]:
         """Give a model the file's weights; those of parts that were named are there already.

@@ -15,6 +15,7 @@ from capfilt.models.checkpoints.configs import mlp_ratio
 from capfilt.models.checkpoints.lavis_names import PLACES, VISION, WORDS, Stack
 from capfilt.models.checkpoints.names import few
 from capfilt.models.checkpoints.qformer_configs import LONGEST
+from capfilt.shell import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -130,7 +131,7 @@ def _usual_heads(width: int, head: int, where: str, part: str) -> int:
         raise CapfiltError(
             f"{where}: its {part} is {width} wide, and nothing says how many attention heads share that",
             fix="write it as a bundle first, with the numbers of heads of its image encoder and of its "
-            f"Q-Former: capfilt models convert {where} --heads V,Q --out BUNDLE",
+            f"Q-Former: capfilt models convert {shell_word(where)} --heads V,Q --out BUNDLE",
         )
     return width // head
 

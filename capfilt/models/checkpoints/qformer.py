@@ -103,6 +103,7 @@ def import_qformer(found: Found, path: Path, *, role: Role) -> PackedOf[Any, Any
             f"{found.source} lacks {few(missing)}", fix="give a checkpoint as it was written, whole"
         )
     load_weights(model, weights)
+    del theirs, weights  # a language model may be most of the memory there is
     return pack_qformer(
         path,
         kind=kind,

@@ -72,7 +72,7 @@ def prompted_config(
     `image_token` is the id that holds a query's place in front of a text, `end` the one that ends a caption.
     """
     is_instructed = model.family == "instructblip"
-    # The weights beside it are in fp32, whatever the language model's own were.
+    # It is read in fp32, whatever the language model's own numbers were and the file beside it holds.
     language = {name: one for name, one in model.language.config.items() if name not in _DTYPES}
     return {
         "architectures": [INSTRUCTED if is_instructed else GENERATION],
@@ -96,6 +96,7 @@ def _parts(model: Blip2, words: int, image_width: int, *, reads: bool) -> dict[s
     qformer = model.qformer
     is_instructed = model.family == "instructblip" and not reads
     return {
+        "dtype": "float32",
         "num_query_tokens": qformer.queries,
         "vision_config": {
             "model_type": "instructblip_vision_model" if is_instructed else "blip_2_vision_model",
