@@ -107,7 +107,10 @@ def start(*words: str) -> subprocess.Popen[str]:
 def finish(*words: str) -> tuple[int, str, str]:
     """Run a command in a process of its own to its end: exit code, stdout, stderr."""
     process = start(*words)
-    out, err = process.communicate(timeout=MOST_SECONDS)
+    try:
+        out, err = process.communicate(timeout=MOST_SECONDS)
+    finally:
+        process.kill()  # or one that takes too long goes on beside every test that follows
     return process.returncode, out, err
 
 
