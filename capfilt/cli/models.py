@@ -190,14 +190,18 @@ def _following(
     """Return what to type next; `options` are those a .pth was read with, `fresh` heads are untrained."""
     if form == "pth":
         return next_step("models", "convert", model, *options, "--out", "BUNDLE")
+    pipeline = [] if family == "blip" else ["--pipeline", "blip2_opt"]
     if fresh:
-        return next_step("train", "filter", "CLEAN", "--init", model, "--out", "BUNDLE")
+        return next_step("train", "filter", "CLEAN", "--init", model, *pipeline, "--out", "BUNDLE")
     if kind == "captioner":
         return next_step("recaption", "WEB", "--captioner", model, "--out", "RUN")
     if kind == "filter":
         return next_step("score", "WEB", "--filter", model, "--out", "RUN")
-    pipeline = [] if family == "blip" else ["--pipeline", "blip2_opt"]
-    return next_step("bootstrap", "WEB", "--clean", "CLEAN", "--init", model, *pipeline, "--out", "RUN")
+    # Of a Q-Former a captioner is made by a language model, which the model does not hold.
+    language = ["--set", "bundles.language=MODEL"] if pipeline else []
+    return next_step(
+        "bootstrap", "WEB", "--clean", "CLEAN", "--init", model, *pipeline, *language, "--out", "RUN"
+    )
 
 
 def _lines(model: str, found: dict[str, Any]) -> list[str]:

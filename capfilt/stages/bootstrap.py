@@ -30,7 +30,7 @@ from capfilt.stages.given import (
 )
 from capfilt.stages.lineage import record_bundle
 from capfilt.stages.parts import FoundParts, find_run_parts, takers, write_parts
-from capfilt.stages.start_models import check_built_alike, check_start
+from capfilt.stages.start_models import check_start, check_started_from
 from capfilt.stages.train import TrainModels
 from capfilt.versions import versions
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from capfilt.models.cards import Kind
     from capfilt.records import Shard
     from capfilt.settings import Bootstrap, Compute
 
@@ -116,7 +117,11 @@ def find_inputs(request: Request, engine: Engine) -> Inputs:
     _check_input(request, web, clean)
     if request.round == 1 and _trains(request):
         check_start(request.settings)
-    return Inputs(web, clean, _find_given(request, engine), _find_parts(request, engine))
+    given = _find_given(request, engine)
+    for one in given:
+        if request.round == 1 and one.start_card is not None:
+            check_started_from(request.settings, _kinds(request), one.start_card, one.source)
+    return Inputs(web, clean, given, _find_parts(request, engine))
 
 
 def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, progress: Progress) -> Finished:
@@ -135,8 +140,6 @@ def start_run(run: RunDir, request: Request, found: Inputs, engine: Engine, prog
         take_into_run(run, one.role, one, settings, engine, progress)
         if one.role == "init":
             record_bundle(run, run.model(one.role))
-            if request.round == 1:
-                check_built_alike(settings.model, read_card(run.model(one.role)), one.source)
     context = Context(
         run=run,
         settings=settings,
@@ -233,7 +236,7 @@ def _find_given(request: Request, engine: Engine) -> list[Given]:
 
 def _find_parts(request: Request, engine: Engine) -> FoundParts:
     """Find what the run's models from nothing, and the one after them, are begun with."""
-    run, kinds = RunDir(request.out), _kinds(request)
+    run, kinds = RunDir(request.out), list[str](_kinds(request))
     if any(stage.name == "pretrain_next" for stage in request.stages):
         kinds.append("next")
     return find_run_parts(
@@ -246,7 +249,7 @@ def _find_parts(request: Request, engine: Engine) -> FoundParts:
     )
 
 
-def _kinds(request: Request) -> list[str]:
+def _kinds(request: Request) -> list[Kind]:
     """Return the kinds of the models that are trained."""
     return [kind for stage in request.stages if isinstance(stage, TrainModels) for kind in stage.kinds]
 

@@ -13,7 +13,7 @@ from capfilt.errors import CapfiltError
 from capfilt.layers import changed
 from capfilt.models.cards import INSTRUCTION, Conventions, Kind, Objective, identity
 from capfilt.settings import Blip2, Model
-from capfilt.stages.start_models import built_like, check_init
+from capfilt.stages.start_models import built_like, check_init, no_image_encoder, no_language_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -93,16 +93,6 @@ class Begun:
     """Longest instruction that `reader` reads."""
 
 
-def check_parts(model: Model | Blip2, bundles: Bundles, kinds: Iterable[Kind]) -> None:
-    """Refuse what trainings from nothing lack, before the first of them begins and not after it."""
-    if not isinstance(model, Blip2):
-        return
-    if bundles.vision is None:
-        raise _no_image_encoder()
-    if "captioner" in kinds and bundles.language is None:
-        raise _no_language_model()
-
-
 def find_beginning(
     kind: Kind,
     init: Path | None,
@@ -120,6 +110,8 @@ def find_beginning(
     from capfilt.models.loading import open_bundle
 
     bundle = open_bundle(init) if init is not None else None
+    if bundle is not None:
+        check_init(kind, model, bundle.card, bundle.path)
     if isinstance(model, Model):
         start = find_start(bundles, model) if bundle is None and bundles is not None else None
         settings = bundle.card.med if bundle is not None else settle(start, model)
@@ -134,7 +126,6 @@ def _with_qformer(
 ) -> Beginning:
     from capfilt.models.qformer_parts import find_parts, settle_parts
 
-    check_init(kind, init)
     settings = model
     if init is not None:
         is_new = bundles is not None and bundles.language is not None
@@ -146,25 +137,10 @@ def _with_qformer(
         known = find_parts(taken, settings, with_language=writes)
     parts = known.for_a(kind, from_nothing=init is None) if known is not None else None
     if init is None and (parts is None or parts.vision is None):
-        raise _no_image_encoder()
+        raise no_image_encoder()
     if needs_language and (parts is None or parts.language is None):
-        raise _no_language_model()
+        raise no_language_model()
     return Beginning(kind, settle_parts(parts, settings), init, None, parts)
-
-
-def _no_image_encoder() -> CapfiltError:
-    return CapfiltError(
-        "a Q-Former looks through an image encoder that stays as it is, and none is given",
-        fix="name a trained one: --set bundles.vision=timm --set model.vision=vit_base_patch16_224, a "
-        "bundle, or a folder of transformers; or start from a model with --init",
-    )
-
-
-def _no_language_model() -> CapfiltError:
-    return CapfiltError(
-        "a captioner with a Q-Former writes with a language model, and none is given",
-        fix="name one, e.g. --set bundles.language=facebook/opt-125m, or a folder of transformers",
-    )
 
 
 def begin(beginning: Beginning, texts: Iterable[str], objectives: Iterable[Objective]) -> Begun:

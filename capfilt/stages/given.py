@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from capfilt.canonical import canonical_json, digest_of
 from capfilt.errors import CapfiltError
 from capfilt.files import write_whole
+from capfilt.layers import validated
 from capfilt.models.backends.server import is_address
 from capfilt.models.bundle_files import copy_bundle
 from capfilt.models.cards import CARD_FILE, Card, identity, read_card
@@ -60,6 +61,13 @@ class Given:
     depend on."""
     scores: list[str] = field(default_factory=list)
     """What a filter measures."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """Of a model to start from: what its bundle says of itself, as plain values (`start_card`)."""
+
+    @property
+    def start_card(self) -> Card | None:
+        """The card of a model to start from; None of any other, and where no record holds it."""
+        return validated(Card, self.card) if self.card else None
 
 
 @dataclass(frozen=True)
@@ -318,6 +326,7 @@ def _given(asked: Wanted, card: Card, path: Path, where: str, revision: str | No
         identity=identity(card),
         options=card.foreign.options if is_address(where) else asked.options,
         scores=list(card.scores) if asked.role == "filter" else [],
+        card=card.model_dump(mode="json") if asked.role == "init" else {},
     )
 
 

@@ -132,7 +132,7 @@ def _pretrain_there(
     devices, precision = resolve_devices(settings.compute, engine)
     init = None
     if settings.bundles.init is not None:
-        init = start_model(settings, work, engine, progress) if leads else work / "init"
+        init = start_model(settings, settings.pretrains, work, engine, progress) if leads else work / "init"
     parts = find_run_parts(
         settings.bundles,
         settings.model,

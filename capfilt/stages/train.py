@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from capfilt.models.cards import Kind, read_calibration
 from capfilt.stages.context import Context, Outcome
-from capfilt.stages.families import check_parts
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.lineage import record_bundle
+from capfilt.stages.start_models import check_parts
 from capfilt.stages.training_job import (
     TrainingJob,
     check_joint_first,

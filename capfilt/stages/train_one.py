@@ -10,11 +10,10 @@ from capfilt.errors import CapfiltError
 from capfilt.models.cards import CARD_FILE, Card, identity, read_calibration, read_card
 from capfilt.provenance.rundir import hold
 from capfilt.stages.bootstrap import resolve_devices
-from capfilt.stages.families import check_parts
 from capfilt.stages.given import described, find_given, read_given, take_given, wanted, write_given
 from capfilt.stages.judge import warnings_of
 from capfilt.stages.parts import find_run_parts, write_parts
-from capfilt.stages.start_models import check_built_alike, check_start
+from capfilt.stages.start_models import check_parts, check_start, check_started_from
 from capfilt.stages.training_job import (
     TrainingJob,
     are_trained,
@@ -109,7 +108,7 @@ def _train_there(
     own = settings.captioner_training if kind == "captioner" else settings.filter_training
     init = None
     if settings.bundles.init is not None:
-        init = start_model(settings, work, engine, progress)
+        init = start_model(settings, kind, work, engine, progress)
         write_parts(work / "parts.json", parts)
     elif settings.pretrain is not None:
         init = work / "joint"
@@ -122,19 +121,23 @@ def _train_there(
     _train(job(kind, out, own, init), devices[0], engine, progress)
 
 
-def start_model(settings: Bootstrap, work: Path, engine: Engine, progress: Progress) -> Path:
-    """Return the bundle of the model that is given to start from."""
+def start_model(settings: Bootstrap, kind: Kind, work: Path, engine: Engine, progress: Progress) -> Path:
+    """Return the bundle of the model that is given to start from.
+
+    CapfiltError where a model of this kind cannot be trained from it; nothing is written then.
+    """
     source = settings.bundles.init
     assert source is not None
     record, bundle = work / "init.json", work / "init"
     given = find_given(wanted("init", source, settings), read_given(record), engine)
+    if given.start_card is not None:
+        check_started_from(settings, [kind], given.start_card, given.source)
     if (bundle / CARD_FILE).exists() and identity(read_card(bundle)) != given.identity:
         # Left by a training that began from another model.
         shutil.rmtree(bundle)
         record.unlink(missing_ok=True)
     write_given(record, given)
     take_given(given, bundle, engine, settings.server)
-    check_built_alike(settings.model, read_card(bundle), given.source)
     progress.say(described(read_card(bundle), given.source))
     return bundle
 

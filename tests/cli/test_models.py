@@ -133,6 +133,8 @@ def test_a_pth_of_lavis_is_told_and_converted_with_the_image_encoder_that_it_lac
     assert found["next_command"] == f"capfilt models convert blip2.pth {typed} --out BUNDLE"
     made = told(capfilt("models", "convert", "blip2.pth", *words, "--out", "bundle", "--json"))
     assert made["weights"] == found["weights"]
+    start = "--init bundle --pipeline blip2_opt --set bundles.language=MODEL"
+    assert made["next_command"] == f"capfilt bootstrap WEB --clean CLEAN {start} --out RUN"
     bundle = load_qformer_bundle(tmp_path / "bundle").model.state_dict()
     for name, tensor in own.state_dict().items():
         if name.endswith("self_attn.qkv.bias"):

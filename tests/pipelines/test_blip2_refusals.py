@@ -100,6 +100,15 @@ REFUSED = {
         "3 queries and 46 tokens stand in one row, and the language model has 48 places",
         "max_tokens to 45",
     ),
+    "a start model without a language model": Refused(
+        "TRAINS --init STAGE1", "writes with a language model", "bundles.language="
+    ),
+    "a folder of transformers without a language model": Refused(
+        "TRAINS --init RETRIEVAL", "writes with a language model", "bundles.language="
+    ),
+    "BLIP's model that starts from a Q-Former": Refused(
+        "--init STAGE1", "is of the kind blip2, and this pipeline trains BLIP", "--pipeline blip2_opt"
+    ),
     "an image encoder beside the start model's": Refused(
         "TRAINS --init STAGE1 --set bundles.vision=PLAIN --set bundles.language=OPT",
         "bundles.vision is for a model from nothing",
@@ -109,7 +118,6 @@ REFUSED = {
         "TRAINS --init STAGE1 --set bundles.language=OPT --set model.qformer.queries=7",
         "model.qformer.queries is 7 here and",
         "leave these settings out",
-        is_early=False,
     ),
     "a momentum encoder": Refused(
         f"TRAINS {PARTS} --set pretrain.phases.0.momentum=0.995",
@@ -124,13 +132,12 @@ REFUSED = {
         is_early=False,
     ),
     "a filter that starts from a captioner": Refused(
-        "TRAINS --init STAGE2 --captioner STAGE2", "has no part for texts", "from stage 1", is_early=False
+        "TRAINS --init STAGE2 --captioner STAGE2", "has no part for texts", "from stage 1"
     ),
     "a Q-Former that starts from BLIP": Refused(
         "TRAINS --init MED --set bundles.language=OPT",
         "is of the kind blip, and this pipeline trains a Q-Former",
         "blip2_stage1",
-        is_early=False,
     ),
     "a training that starts from CLIP": Refused(
         "TRAINS --init CLIP --set bundles.language=OPT", "no model that capfilt trains", "BLIP-2"
@@ -190,3 +197,34 @@ def test_it_is_refused_with_its_mend(
     assert case.what in said
     assert case.fix in mend
     assert (tmp_path / "run").exists() != case.is_early
+
+
+def test_a_training_alone_is_refused_what_it_starts_from_by_the_name_it_was_given(
+    models: dict[str, Path], few: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pairs = (few / "web", "--clean", few / "clean")
+    no_language = "writes with a language model, and none is given", "--set bundles.language="
+    for command, (what, fix) in {
+        (
+            "train",
+            "captioner",
+            few / "clean",
+            "--pipeline",
+            "blip2_opt",
+            "--init",
+            models["stage1"],
+        ): no_language,
+        ("pretrain", *pairs, "--pipeline", "blip2_stage2", "--init", models["stage1"]): no_language,
+        ("pretrain", *pairs, "--pipeline", "instructblip", "--init", models["stage2"]): (
+            f"{models['stage2']} is a captioner of BLIP-2, whose Q-Former has no part for texts",
+            "give the stage 1 that it was trained from as --init",
+        ),
+    }.items():
+        with engine():
+            ended = capfilt(*command, "--out", out, *sets(USED))
+        assert ended.code == 2
+        said, _, mend = ended.err.partition("\n  fix: ")
+        assert what in said
+        assert fix in mend
+        assert list(tmp_path.iterdir()) == [], "nothing is begun, and nothing copied"
