@@ -190,7 +190,7 @@ def load_vocabulary(folder: Path, *, entries: int | None = None, dec: int | None
     Where tokenizer_config.json says how case, accents and CJK signs are read, it has the last word, as in
     transformers. [DEC] and [ENC] are added after a vocabulary that has neither, as the released code does,
     unless a model with embeddings for `entries` words has no room for them: then `dec`, its bos_token_id,
-    begins captions (None for a filter) and there is no [ENC]. BLIP-2 has a [DEC] alone, and the <image> that
+    begins captions (None for a filter) and there is no [ENC]. BLIP-2 adds [DEC] alone, and the <image> that
     transformers puts behind it, for which no model has an embedding, is left out. Raises CapfiltError for
     files that cannot be read or are of another kind, for a vocabulary that does not have `entries` words in
     the end, and for a `dec` that is another word than its [DEC].

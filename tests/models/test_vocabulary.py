@@ -279,6 +279,17 @@ def test_a_vocabulary_without_blips_tokens_is_refused(saved: Path) -> None:
     assert "bundle" in refused.value.fix
 
 
+def test_berts_vocabulary_gets_dec_alone_where_the_model_has_room_for_one_word(
+    learnt: Vocabulary, tmp_path: Path
+) -> None:
+    bert = words(learnt, tmp_path)[: -len(EXTRA)]
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/vocab.txt").write_text("\n".join(bert), encoding="utf-8")
+    for room, expected in ((1, (len(bert), None)), (2, (len(bert), len(bert) + 1))):
+        found = load_vocabulary(tmp_path / "bert", entries=len(bert) + room)
+        assert (found.dec, found.enc) == expected
+
+
 def test_blip2s_vocabulary_has_dec_alone_and_an_image_that_no_model_reads(
     learnt: Vocabulary, tmp_path: Path
 ) -> None:
