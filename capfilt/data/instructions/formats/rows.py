@@ -117,7 +117,8 @@ def read_document(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            return Document(path, [_line(line) for line in text.splitlines() if line.strip()])
+            # JSON may hold other characters that end a line elsewhere, such as U+2028, as they are.
+            return Document(path, [_line(line) for line in text.split("\n") if line.strip()])
         return Document(path, json.loads(text))
     except FileNotFoundError as error:
         raise CapfiltError(

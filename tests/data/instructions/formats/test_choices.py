@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -69,6 +71,19 @@ def test_vsr_asks_whether_a_statement_is_true_and_a_damaged_line_costs_itself(re
     assert (left.outputs, left.answers, left.right) == (("yes",), ("yes", "true"), 0)
     assert (inside.outputs, inside.answers, inside.right) == (("no",), ("no", "false"), 1)
     assert found.first == {"not_json": "row 2"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_a_line_break_ends_a_line_of_json(reads: Reads, tmp_path: Path, end: str) -> None:
+    texts = [f"one{odd}two" for odd in ("\u2028", "\u2029", "\x85", "\x7f", "")]
+    rows = [{"id": n, "img": "img/1.png", "label": n % 2, "text": text} for n, text in enumerate(texts)]
+    written = end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "memes.jsonl").write_bytes(written.encode())
+    found = reads("hateful_memes", [tmp_path / "memes.jsonl"], ["img/1.png"])
+    assert found.refused == {}
+    assert [one.id for one in found.examples] == ["0", "1", "2", "3", "4"]
+    for example, text in zip(found.examples, texts, strict=True):
+        assert example.parts["text"] == " ".join(text.split()), "white space of any kind is one space"
 
 
 def test_the_first_candidate_of_a_meme_is_that_it_is_hateful(reads: Reads) -> None:
