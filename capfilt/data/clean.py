@@ -44,6 +44,16 @@ class CleanPair:
     group_id: int
     """Equal for pairs connected by an image, a caption or the metadata's `group`."""
 
+    def picture(self, limits: Input) -> Image:
+        """Decode the picture: upright, RGB, or RGBA where a pixel is transparent."""
+        try:
+            return decode(read_bytes(self.path, self.offset, self.size), max_pixels=limits.max_pixels)
+        except RefusedImage as error:
+            raise CapfiltError(
+                f"{self.path} changed while it was read: the picture at byte {self.offset} is no longer one",
+                fix="leave the shards as they are while capfilt runs, and give the same command again",
+            ) from error
+
 
 class CleanSet:
     """Usable pairs, in the order of their shards, and what was refused on the way."""
@@ -66,15 +76,7 @@ class CleanSet:
 
     def picture(self, index: int) -> Image:
         """Decode the picture of one pair: upright, RGB, or RGBA where a pixel is transparent."""
-        pair = self.pairs[index]
-        try:
-            data = read_bytes(pair.path, pair.offset, pair.size)
-            return decode(data, max_pixels=self._limits.max_pixels)
-        except RefusedImage as error:
-            raise CapfiltError(
-                f"{pair.path} changed while it was read: the picture at byte {pair.offset} is no longer one",
-                fix="leave the shards as they are while capfilt runs, and give the same command again",
-            ) from error
+        return self.pairs[index].picture(self._limits)
 
     def squares(self, indices: Sequence[int], images: Images) -> NDArray[np.uint8]:
         """Return pixels of pairs, uint8, shape (pairs, 3, side, side)."""

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capfilt.errors import CapfiltError, RunFailedError
+from capfilt.errors import CapfiltError
 from capfilt.models.devices import widened
 from capfilt.models.frozen import frozen_states
 from capfilt.models.prompted import padded, read_instructions, shifted, whole_instructions
 from capfilt.models.prompted_captioner import ready
-from capfilt.models.protocols import AS_MADE
+from capfilt.models.protocols import AS_MADE, refuse_infinite
 from capfilt.models.questions import longest_answer, room_for_question, shortened, within
 from capfilt.records import Scores
 
@@ -154,11 +154,7 @@ class AnswerFilter:
         of = [number for number, mine in enumerate(texts) for _ in mine]
         questions = [self._asked(text) for mine in texts for text in mine]
         found = self._answering.log_likelihoods(batch, of, questions, [YES_OR_NO] * len(questions))
-        if not all(math.isfinite(value) for mine in found for value in mine):
-            raise RunFailedError(
-                "the filter's answers are no finite numbers",
-                fix="give a filter whose training did not diverge, or try --precision fp32",
-            )
+        refuse_infinite("answers", *found)
         scores = iter(Scores(vqa=_against(yes, no)) for yes, no in found)
         return [[next(scores) for _ in mine] for mine in texts]
 

@@ -5,7 +5,6 @@ The image is encoded once for all its texts, which are read side by side in one 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 from capfilt.data.captions import cleaned
-from capfilt.errors import RunFailedError
 from capfilt.models.devices import widened
 from capfilt.models.inference import image_states, prepare
 from capfilt.models.med import absorbs
-from capfilt.models.protocols import AS_MADE
+from capfilt.models.protocols import AS_MADE, refuse_infinite
 from capfilt.models.text import Packed
 from capfilt.records import Scores
 
@@ -90,12 +88,7 @@ class MedFilter:
             itc = (self.model.image_features(states)[:, None] * own).sum(-1).tolist()
         if self.has_itm:
             itm = self._itm_logits(states, packs).softmax(-1)[..., 1].tolist()
-        for values in (itc, itm):
-            if values and not all(math.isfinite(value) for row in values for value in row):
-                raise RunFailedError(
-                    "the filter's scores are no finite numbers",
-                    fix="give a filter whose training did not diverge, or try --precision fp32",
-                )
+        refuse_infinite("scores", *(itc or ()), *(itm or ()))
         return [
             [
                 Scores(itc=itc[picture][n] if itc else None, itm=itm[picture][n] if itm else None)

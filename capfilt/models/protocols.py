@@ -6,10 +6,12 @@ is decoded once for all of them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from capfilt.data.images import to_square
+from capfilt.errors import RunFailedError
 from capfilt.settings import Matching
 
 if TYPE_CHECKING:
@@ -66,6 +68,15 @@ class ImageBatch:
         if encoder not in self._states:
             self._states[encoder] = encode()
         return self._states[encoder]
+
+
+def refuse_infinite(what: str, *rows: Iterable[float]) -> None:
+    """RunFailedError where what a filter gives are not all finite numbers, with what may mend it."""
+    if not all(math.isfinite(value) for row in rows for value in row):
+        raise RunFailedError(
+            f"the filter's {what} are no finite numbers",
+            fix="give a filter whose training did not diverge, or try --precision fp32",
+        )
 
 
 def seen_as(models: Iterable[Captioner | Filter | None]) -> set[Images]:

@@ -6,19 +6,18 @@ pictures stand in one batch, each beside its own picture.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from capfilt.data.captions import cleaned
-from capfilt.errors import CapfiltError, RunFailedError
+from capfilt.errors import CapfiltError
 from capfilt.models.devices import inference_type, refuse_int8, widened
 from capfilt.models.frozen import frozen_states
 from capfilt.models.inference import PackedLinear
 from capfilt.models.packed import can_lay_out
-from capfilt.models.protocols import AS_MADE
+from capfilt.models.protocols import AS_MADE, refuse_infinite
 from capfilt.records import Scores
 
 if TYPE_CHECKING:
@@ -98,12 +97,7 @@ class QFormerFilter:
             itc = cosines[of, torch.arange(len(flat), device=of.device)].tolist()
         if self.has_itm:
             itm = self._match(states, of, ids, real).softmax(-1)[:, 1].tolist()
-        for values in (itc, itm):
-            if values and not all(map(math.isfinite, values)):
-                raise RunFailedError(
-                    "the filter's scores are no finite numbers",
-                    fix="give a filter whose training did not diverge, or try --precision fp32",
-                )
+        refuse_infinite("scores", itc or (), itm or ())
         scores = iter(
             Scores(itc=itc[row] if itc else None, itm=itm[row] if itm else None) for row in range(len(flat))
         )

@@ -32,6 +32,7 @@ from capfilt.stages.lineage import record_bundle
 from capfilt.stages.parts import FoundParts, find_run_parts, takers, write_parts
 from capfilt.stages.start_models import check_start, check_started_from
 from capfilt.stages.train import TrainModels
+from capfilt.stages.worker import in_a_worker
 from capfilt.versions import versions
 
 if TYPE_CHECKING:
@@ -176,8 +177,7 @@ def take_into_run(
 
 def resolve_devices(compute: Compute, engine: Engine) -> tuple[list[str], str]:
     """Return the device of each worker and the precision; asked in a worker, which has torch at hand."""
-    [(_, found)] = list(engine.run(_find_devices, [compute], devices=["cpu"], threads=1))
-    return found
+    return in_a_worker(engine, _find_devices, compute)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from capfilt.data.apart import Apart, held_out_places
 from capfilt.data.stream import TarPool
+from capfilt.stages.worker import in_a_worker
 
 if TYPE_CHECKING:
     from capfilt.data.apart import Place
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def clean_pool(clean: tuple[Shard, ...], settings: Bootstrap, seed: int, engine: Engine) -> Apart:
     """Return the pool of clean shards whose held-out pairs, by the seed of the later training, are apart."""
     later = _Later(clean, settings.input, settings.clean, seed)
-    [(_, places)] = list(engine.run(_held_out, [later], devices=["cpu"], threads=settings.compute.threads))
+    places = in_a_worker(engine, _held_out, later, threads=settings.compute.threads)
     return Apart(TarPool(clean, settings.input, "clean"), places)
 
 

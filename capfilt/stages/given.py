@@ -24,6 +24,7 @@ from capfilt.provenance.differences import differences
 from capfilt.provenance.rundir import read_json
 from capfilt.settings import Foreign
 from capfilt.settings.run import as_typed
+from capfilt.stages.worker import in_a_worker
 
 if TYPE_CHECKING:
     from capfilt.models.checkpoints.foreign import Role
@@ -156,7 +157,7 @@ def _found(asked: Wanted, engine: Engine) -> Given:
     if _is_taken_as_it_is(path, asked.size_px) and not asked.options:
         return _given(asked, read_card(path), path, str(path), None)
     there = replace(asked, source=_absolute(asked.source), vocabulary=_absolute(asked.vocabulary))
-    [(_, given)] = list(engine.run(_look, [there], devices=["cpu"], threads=1))
+    given = in_a_worker(engine, _look, there)
     return replace(
         given, source=asked.source, vocabulary=asked.vocabulary if given.vocabulary else given.vocabulary
     )
@@ -183,7 +184,7 @@ def take_given(given: Given, bundle: Path, engine: Engine, server: Server) -> No
         copy_bundle(Path(given.found), bundle)
     else:
         there = replace(given, vocabulary=_absolute(given.vocabulary))
-        list(engine.run(_take, [(there, bundle.absolute(), server)], devices=["cpu"], threads=1))
+        in_a_worker(engine, _take, (there, bundle.absolute(), server))
     has_card = (bundle / CARD_FILE).exists()
     if not has_card or identity(read_card(bundle)) != given.identity:
         raise CapfiltError(

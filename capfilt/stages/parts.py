@@ -13,6 +13,7 @@ from capfilt.canonical import canonical_json
 from capfilt.files import write_whole
 from capfilt.provenance.rundir import read_json
 from capfilt.settings import Blip2
+from capfilt.stages.worker import in_a_worker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -99,8 +100,7 @@ def find_run_parts(
     if record.exists():
         known = FoundParts(**read_json(record, mend="remove the file: the parts are then looked for anew"))
     search = _Search(bundles, model, names, needed, known, bundles.init is not None)
-    [(_, found)] = list(engine.run(_find, [search], devices=["cpu"], threads=1))
-    return found
+    return in_a_worker(engine, _find, search)
 
 
 def write_parts(record: Path, found: FoundParts) -> None:

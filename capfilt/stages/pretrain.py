@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from capfilt.data.instructions.registry import read_registry
 from capfilt.data.sources import find_shards
 from capfilt.data.stream import TarPool
 from capfilt.errors import CapfiltError
@@ -19,8 +20,9 @@ from capfilt.stages.clean_pool import clean_pool
 from capfilt.stages.parts import find_run_parts, write_parts
 from capfilt.stages.pretraining_job import PretrainingJob, pretrain_model
 from capfilt.stages.shard import decoders
-from capfilt.stages.start_models import check_start
+from capfilt.stages.start_models import check_parts, check_start
 from capfilt.stages.train_one import check_place, start_model
+from capfilt.stages.worker import seen_in_a_worker
 
 if TYPE_CHECKING:
     from capfilt.data.stream import Pool
@@ -57,7 +59,9 @@ def find_pairs(data: str, clean: str | None, settings: Bootstrap, engine: Engine
                 f"{data} is a registry of instruction data, which a captioner with a Q-Former is trained on",
                 fix="give it with --pipeline instructblip, or give WebDataset tars",
             )
-        return Pretraining((), (), Path(data).absolute())
+        registry = Path(data).absolute()
+        read_registry(registry)  # the worker that trains would refuse it late
+        return Pretraining((), (), registry)
     pools: list[Pool] = [TarPool(tuple(find_shards(data)), settings.input, "web")]
     if clean is not None:
         pools.append(clean_pool(tuple(find_shards(clean)), settings, settings.seed, engine))
@@ -102,6 +106,8 @@ def pretrain(
     check_place(settings.pretrains, out)
     training = training_of(settings)
     check_start(settings)
+    if settings.bundles.init is None:
+        check_parts(settings.model, settings.bundles, [settings.pretrains])
     pairs = find_pairs(data, clean, settings, engine)
     work = out.with_name(f".{out.name}.training")
     with hold(work / "lock", out) if leads else nullcontext():
@@ -172,16 +178,7 @@ def run_pretraining(
     job: PretrainingJob, device: str, engine: Engine, progress: Progress, task: str = "pretrain"
 ) -> Trained:
     """Have a worker do a pre-training, and show how far it is."""
-    progress.begin(task, "steps")
-
-    def hear(_: int, done: int, total: int) -> None:
-        progress.update(task, done, total)
-
-    [(_, result)] = list(
-        engine.run(pretrain_model, [job], devices=[device], threads=job.threads, hear=hear, say=progress.say)
-    )
-    progress.end(task)
-    return result
+    return seen_in_a_worker(engine, pretrain_model, job, progress, task, device=device, threads=job.threads)
 
 
 def told(result: Trained, kind: str = "joint") -> str:

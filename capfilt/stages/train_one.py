@@ -22,6 +22,7 @@ from capfilt.stages.training_job import (
     told_of_fresh_parts,
     train_model,
 )
+from capfilt.stages.worker import in_a_worker, seen_in_a_worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,20 +163,11 @@ def _are_done(jobs: tuple[TrainingJob, TrainingJob], device: str, engine: Engine
     """Return whether the second bundle came of both trainings, so that the first need not be done for it."""
     if not (jobs[1].out / CARD_FILE).exists():
         return False
-    [(_, are)] = list(engine.run(are_trained, [jobs], devices=[device], threads=jobs[0].threads))
-    return are
+    return in_a_worker(engine, are_trained, jobs, device=device, threads=jobs[0].threads)
 
 
 def _train(job: TrainingJob, device: str, engine: Engine, progress: Progress) -> None:
     task = f"train {job.kind}"
-
-    def hear(_: int, done: int, total: int) -> None:
-        progress.update(task, done, total)
-
-    progress.begin(task, "steps")
-    for _, result in engine.run(
-        train_model, [job], devices=[device], threads=job.threads, hear=hear, say=progress.say
-    ):
-        progress.end(task)
-        if line := told_of_fresh_parts(job, result):
-            progress.say(line)
+    result = seen_in_a_worker(engine, train_model, job, progress, task, device=device, threads=job.threads)
+    if line := told_of_fresh_parts(job, result):
+        progress.say(line)

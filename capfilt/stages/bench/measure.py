@@ -30,6 +30,7 @@ from capfilt.stages.bench.measured import PARTS, Counters, Measured, Part
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.given import given_bundle, wanted
 from capfilt.stages.shard import ShardJob, decoders, models_of
+from capfilt.stages.worker import seen_in_a_worker
 
 if TYPE_CHECKING:
     from capfilt.models.captioner import MedCaptioner
@@ -100,7 +101,17 @@ def measure(request: BenchRequest, engine: Engine, progress: Progress) -> Measur
         )
         samples = request.samples or max(SAMPLES, 2 * work.batch_size)
         job = BenchJob(work, tuple(web), samples, request.beside_transformers)
-        measured = _by_a_worker(job, devices[0], settings.compute.threads, engine, progress)
+        measured = seen_in_a_worker(
+            engine,
+            measure_job,
+            job,
+            progress,
+            "bench",
+            device=devices[0],
+            threads=settings.compute.threads,
+            unit="images",
+            total=samples,
+        )
     return replace(measured, workers=len(devices), at_once=at_once(devices, settings.compute.threads))
 
 
@@ -122,20 +133,6 @@ def _taken(role: Role, settings: Bootstrap, folder: Path, engine: Engine) -> Pat
 
 def _decoding(captioner: Path | None, chosen: Decoding) -> SettledDecoding:
     return read_card(captioner).conventions.decoding(chosen) if captioner else SettledDecoding()
-
-
-def _by_a_worker(job: BenchJob, device: str, threads: int, engine: Engine, progress: Progress) -> Measured:
-    progress.begin("bench", "images", job.samples)
-    results = engine.run(
-        measure_job,
-        [job],
-        devices=[device],
-        threads=threads,
-        hear=lambda _, done, total: progress.update("bench", done, total),
-    )
-    [(_, measured)] = list(results)
-    progress.end("bench")
-    return measured
 
 
 # -- in the worker

@@ -20,8 +20,9 @@ from capfilt.models.cards import read_card
 from capfilt.stages.bootstrap import resolve_devices
 from capfilt.stages.evaluate.answered import BLIND, RANKS, TABLES, AskedDataset
 from capfilt.stages.evaluate.asking import Pictures, put_into_words, ranked, written
-from capfilt.stages.evaluate.measure import by_a_worker, taken
+from capfilt.stages.evaluate.measure import taken
 from capfilt.stages.evaluate.results import Evaluation, Findings
+from capfilt.stages.worker import seen_in_a_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +103,15 @@ def evaluate_answers(request: AnswersRequest, engine: Engine, progress: Progress
             precision=precision,
             seed=settings.seed,
         )
-        found = by_a_worker(answers_job, job, devices[0], settings.compute.threads, engine, progress)
+        found = seen_in_a_worker(
+            engine,
+            answers_job,
+            job,
+            progress,
+            "evaluate",
+            device=devices[0],
+            threads=settings.compute.threads,
+        )
     facts = {
         "weights": card.weights,
         "objectives": list(card.objectives),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from capfilt.data.sources import find_shards
 from capfilt.errors import CapfiltError
@@ -20,16 +20,14 @@ from capfilt.stages.evaluate.results import Evaluation, Findings, Task
 from capfilt.stages.evaluate.retrieval import RetrievalChoices, measure_retrieval
 from capfilt.stages.given import given_bundle, wanted
 from capfilt.stages.shard import load_captioner, load_filter
+from capfilt.stages.worker import seen_in_a_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from capfilt.records import Shard
     from capfilt.settings import Bootstrap, Input, Matching, SettledDecoding
     from capfilt.stages.context import Engine, Progress, Tell
     from capfilt.stages.evaluate.pairs import Pairs
 
-Job = TypeVar("Job")
 Choices = RetrievalChoices | FilterChoices | None
 """What a task lets one choose; of captions it is all in the decoding."""
 
@@ -101,7 +99,9 @@ def evaluate(request: EvaluationRequest, engine: Engine, progress: Progress) -> 
         if precision != "fp32":
             where = device.partition(":")[0]
             progress.say(f"models compute in {precision} on {where}; --precision fp32 is exact")
-        found = by_a_worker(evaluate_job, job, device, settings.compute.threads, engine, progress)
+        found = seen_in_a_worker(
+            engine, evaluate_job, job, progress, "evaluate", device=device, threads=settings.compute.threads
+        )
     facts = {
         "weights": card.weights,
         "objectives": list(card.objectives),
@@ -136,28 +136,6 @@ def taken(task: Task, model: str, settings: Bootstrap, folder: Path, engine: Eng
 def _absolute(source: str | None) -> str | None:
     """Return a path that exists as an absolute one: a worker may have been started elsewhere."""
     return str(Path(source).absolute()) if source is not None and Path(source).exists() else source
-
-
-def by_a_worker(
-    work: Callable[[Job, str, Tell], Findings],
-    job: Job,
-    device: str,
-    threads: int,
-    engine: Engine,
-    progress: Progress,
-) -> Findings:
-    """Have one worker do an evaluation, and show how far it is."""
-    progress.begin("evaluate", "steps")
-    results = engine.run(
-        work,
-        [job],
-        devices=[device],
-        threads=threads,
-        hear=lambda _, done, total: progress.update("evaluate", done, total),
-    )
-    [(_, found)] = list(results)
-    progress.end("evaluate")
-    return found
 
 
 # -- in the worker

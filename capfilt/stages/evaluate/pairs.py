@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from capfilt.canonical import digest_of
 from capfilt.data.clean import CleanPair, same_caption
 from capfilt.data.images import RefusedImage, decode
-from capfilt.data.sources import read_bytes, read_shard
+from capfilt.data.sources import read_shard
 from capfilt.errors import CapfiltError
 from capfilt.models.protocols import ImageBatch
 from capfilt.records import Refusal
@@ -22,8 +22,6 @@ from capfilt.records import Refusal
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from PIL.Image import Image
 
     from capfilt.records import Sample, Shard
     from capfilt.settings import Input
@@ -92,18 +90,8 @@ class Pairs:
 
     def batch(self, pictures: Sequence[int]) -> ImageBatch:
         """Decode pictures, by their numbers."""
-        return ImageBatch([self._picture(n) for n in pictures], [self.sha256(n) for n in pictures])
-
-    def _picture(self, picture: int) -> Image:
-        pair = self.pairs[self.firsts[picture]]
-        try:
-            data = read_bytes(pair.path, pair.offset, pair.size)
-            return decode(data, max_pixels=self.limits.max_pixels)
-        except RefusedImage as error:
-            raise CapfiltError(
-                f"{pair.path} changed while it was read: the picture at byte {pair.offset} is no longer one",
-                fix="leave the shards as they are while capfilt runs, and give the same command again",
-            ) from error
+        decoded = [self.pairs[self.firsts[n]].picture(self.limits) for n in pictures]
+        return ImageBatch(decoded, [self.sha256(n) for n in pictures])
 
 
 def read_pairs(
