@@ -29,6 +29,7 @@ POLICIES: dict[str, tuple[Rule, ...]] = {
     "ITM of at least 0.5": (AtLeast("itm", 0.5),),
     "ITM of at least 0.6": (AtLeast("itm", 0.6),),
     "best 30% by ITC": (TopFraction(0.3, "itc"),),
+    "best one an image": (PerImage(1, "itm"),),
     "ITM of at least 0.5, rescue": (AtLeast("itm", 0.5), Rescue("itm")),
     "all four rules": (AtLeast("itm", 0.5), TopFraction(0.6, "itc"), Rescue("itm"), PerImage(1, "itm")),
 }
@@ -94,6 +95,7 @@ def _caption(name: str, shard: str, key: str, image: str, source: Source) -> dic
         "captioner": "c" * 64 if written else None,
         "decoding": '{"method":"nucleus","top_p":0.9}' if written else None,
         "prompt": "" if written else None,
+        "unfinished": None,
         "seed": 0 if written else None,
         "round": 1,
     }

@@ -71,6 +71,8 @@ class Shard:
     name: str
     """Stable and unique within an input: its path below the input's common folder, without `.tar`."""
     path: Path
+    REPEATED_TEXT = "repeated_text"
+    """The image keeps the same text already, in a better place: of another draw, or of the web."""
     ordinal: int
     """Position in the sorted input, from 0."""
     size: int

@@ -1,5 +1,8 @@
 """BLIP-2's own CapFilt: ten captions a picture, ranked with its web text by CLIP; the best two are kept.
 
+What was drawn twice counts once: a sure captioner draws its best caption again and again, and equal texts
+have equal cosines, so that copies of it would take both places.
+
 Nothing is trained and no threshold is set (Li et al., BLIP-2, 2023, section 3.4): BLIP's large captioner
 writes, CLIP ViT-L/14 compares, and of the two texts that are best a training draws one each time it meets the
 picture, as `capfilt pretrain` does with every picture of an export that has several.

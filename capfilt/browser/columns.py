@@ -35,6 +35,8 @@ class Columns:
     """NaN where a pair lacks one."""
     planted: NDArray[np.int16]
     """Place in `kinds` of what the metadata says of a web text; -1 where it says nothing."""
+    twin: NDArray[np.int32]
+    """A number that the texts of a picture share that are equal; -1 where no other one is."""
     kinds: tuple[str, ...] = ()
     orders: dict[str, Indices] = field(default_factory=dict)
     """Rankings that were asked for, by their names."""
@@ -150,8 +152,9 @@ def joined(loaded: Mapping[int, ShardRows]) -> tuple[Columns, dict[int, ShardRow
     )
     parts = {}
     for ordinal, rows, start, end in zip(sorted(loaded), shards, ends[:-1], ends[1:], strict=True):
-        names = ("numbers", "sample", "high", "low", "is_web", "is_blank")
+        names = ("numbers", "sample", "high", "low", "is_web", "is_blank", "twin")
         slices = {name: getattr(found, name)[start:end] for name in names}
         mine = {column: scores[column][start:end] for column in rows.scores}
         parts[ordinal] = replace(rows, **slices, scores=mine)
     return found, parts
+        twin=whole("twin", np.int32),

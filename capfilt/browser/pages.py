@@ -33,6 +33,7 @@ REASONS = {
     "below_threshold": "below threshold",
     "below_fraction": "not in the best share",
     "not_best_of_image": "not its picture's best",
+    "repeated_text": "the same text again",
     "web_text_kept": "the web text is kept",
     "missing_image": "no picture",
     "empty_image": "an empty picture",

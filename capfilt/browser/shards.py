@@ -132,6 +132,8 @@ class ShardRows:
     is_web: NDArray[np.bool_]
     is_blank: NDArray[np.bool_]
     """Whether a text has no words; no policy keeps such a one."""
+    twin: NDArray[np.int32]
+    """Where a sample has a text several times, the text's number in the shard; -1 where it has it once."""
     scores: Mapping[Column, NDArray[np.float64]]
     """NaN where a pair lacks one."""
     candidate: pa.Array | None = None
@@ -157,13 +159,15 @@ def read_rows(shard: ShardFiles) -> ShardRows:
     high, low = halves(names)
     captions = captions.take(pa.array(order))
     text = captions["text"].combine_chunks()
+    sample = sample[order]
     return ShardRows(
         numbers=order.astype(np.int64) + shard.base,
-        sample=sample[order].astype(np.int64) + shard.base,
+        sample=sample.astype(np.int64) + shard.base,
         high=high[order],
         low=low[order],
         is_web=_numpy(pc.equal(captions["source"], Source.WEB.value)),
         is_blank=blank(text),
+        twin=twins(text, sample),
         scores={column: values[order] for column, values in scores.items()},
         candidate=captions["candidate"].combine_chunks(),
         text=text,
@@ -205,6 +209,26 @@ def blank(texts: pa.Array) -> NDArray[np.bool_]:
         text = texts[place].as_py()
         found[place] = text is None or not text or text.isspace()
     return found
+
+
+def twins(texts: pa.Array, sample: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the number of each text that its sample has several times, and -1 for the others.
+
+    Texts are compared letter for letter; equal ones have one number, whatever their samples.
+    """
+    import numpy as np
+
+    told = texts.dictionary_encode()
+    found = told.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+    # Nearly every text stands once in a shard, and the others are few enough to be sorted.
+    often = np.flatnonzero((np.bincount(found + 1, minlength=2) > 1)[found + 1] & (found >= 0))
+    _, which, times = np.unique(
+        (sample[often] << ROW_BITS) | found[often], return_inverse=True, return_counts=True
+    )
+    twin = np.full(len(found), -1, np.int32)
+    again = often[times[which] > 1]
+    twin[again] = found[again]
+    return twin
 
 
 def halves(names: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

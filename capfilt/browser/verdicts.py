@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capfilt.provenance.policy import AtLeast, PerImage, Rescue, TopFraction
 from capfilt.records import Measure, Reason
@@ -68,6 +68,18 @@ class Pairs:
             return rows[np.argsort(self.columns.picture[rows], kind="stable")]
 
         return self._order(f"{self.filter} {ranking} by picture", ordered)
+
+    def ranked_twins(self, ranking: Ranking) -> Indices:
+        """Return those of the same rows whose text their picture has again, equal texts of it together."""
+        import numpy as np
+
+        def ordered() -> Indices:
+            rows = self.ranked_by_picture(ranking)
+            twin = self.columns.twin
+            rows = rows[twin[rows] >= 0]
+            return rows[np.lexsort((twin[rows], self.columns.picture[rows]))]
+
+        return self._order(f"{self.filter} {ranking} by text", ordered)
 
     def _order(self, name: str, make: Callable[[], Indices]) -> Indices:
         orders = self.columns.orders
@@ -157,25 +169,36 @@ def _drop_rescues(rule: Rescue, pairs: Pairs, codes: Codes) -> None:
     synthetic = survives & ~columns.is_web
     order = pairs.ranked_by_picture(rule.ranking)
     order = order[synthetic[order]]
-    codes[order[_place_in_picture(columns, order) >= 1]] = CODE[Reason.NOT_BEST_OF_IMAGE]
+    codes[order[_place_among(columns.picture[order]) >= 1]] = CODE[Reason.NOT_BEST_OF_IMAGE]
     codes[synthetic & has_web[columns.picture]] = CODE[Reason.WEB_TEXT_KEPT]
 
 
 def _drop_all_but_best(rule: PerImage, pairs: Pairs, codes: Codes) -> None:
-    order = pairs.ranked_by_picture(rule.ranking)
-    order = order[codes[order] == _KEPT]
-    codes[order[_place_in_picture(pairs.columns, order) >= rule.n]] = CODE[Reason.NOT_BEST_OF_IMAGE]
-
-
-def _place_in_picture(columns: Columns, order: Indices) -> Indices:
-    """Return the place of each row among those of its picture, from 0; these stand together."""
     import numpy as np
 
-    picture = columns.picture[order]
-    is_first = np.ones(len(order), np.bool_)
-    is_first[1:] = picture[1:] != picture[:-1]
+    columns = pairs.columns
+    order = pairs.ranked_by_picture(rule.ranking)
+    order = order[codes[order] == _KEPT]
+    twins = pairs.ranked_twins(rule.ranking)
+    twins = twins[codes[twins] == _KEPT]
+    again = twins[_place_among(columns.picture[twins], columns.twin[twins]) >= 1]
+    place = _place_among(columns.picture[order])
+    if len(again):  # a text counts where it stands first
+        codes[again] = CODE[Reason.REPEATED_TEXT]
+        repeats = np.cumsum(codes[order] != _KEPT)
+        place -= repeats - repeats[np.arange(len(order)) - place]  # those of pictures before are not meant
+    codes[order[place >= rule.n]] = CODE[Reason.NOT_BEST_OF_IMAGE]
+
+
+def _place_among(*groups: NDArray[Any]) -> Indices:
+    """Return the place of each row among those alike in all of these, from 0; they stand together."""
+    import numpy as np
+
+    rows = len(groups[0])
+    is_first = np.ones(rows, np.bool_)
+    is_first[1:] = np.logical_or.reduce([group[1:] != group[:-1] for group in groups])
     starts = np.flatnonzero(is_first)
-    return np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return np.arange(rows) - np.repeat(starts, np.diff(np.append(starts, rows)))
 
 
 def exported(verdicts: Verdicts, columns: Columns, texts: str) -> int:

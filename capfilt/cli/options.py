@@ -181,7 +181,7 @@ PerImageOption = Annotated[
     typer.Option(
         "--per-image",
         metavar="N",
-        help="Keep at most this many captions of a picture.",
+        help="Keep at most this many captions of a picture; of equal ones, the best placed.",
         rich_help_panel=_RULES,
     ),
 ]

@@ -128,6 +128,11 @@ class Policy:
         for i, rule in enumerate(self.rules, 1):
             name = f"rule_{i}"
             parameters |= rule.parameters(name)
+            if isinstance(rule, PerImage):  # a window over a window takes two steps
+                steps.append(
+                    f"{name}_texts AS (SELECT *, {rule.is_new(name)} AS {name}_is_new FROM {before})"
+                )
+                before = f"{name}_texts"
             steps.append(
                 f"{name} AS (SELECT * REPLACE (coalesce(dropped, {rule.sql(name)}) AS dropped) FROM {before})"
             )

@@ -168,10 +168,10 @@ class Rescue(Ranked):
 
 @dataclass(frozen=True, slots=True)
 class PerImage(Ranked):
-    """Keep at most n captions of an image, the best ones.
+    """Keep at most n different captions of an image, the best ones.
 
-    An image is a sample (a key in a shard): the same bytes under two keys are two images, as they are
-    two samples of an export.
+    Of captions with one text, letter for letter, the best placed stands for all. An image is a sample (a key
+    in a shard): the same bytes under two keys are two images, as they are two samples of an export.
     """
 
     n: int
@@ -197,10 +197,21 @@ class PerImage(Ranked):
         """Return the values of the rule's SQL."""
         return {f"{name}_n": int(self.n), **self.ranking.parameters(name)}
 
+    def is_new(self, name: str) -> str:
+        """Return an expression over survivors: whether no better one of the image has the same text."""
+        return f"row_number() OVER (PARTITION BY shard, key, dropped IS NULL, text {self._order(name)}) = 1"
+
     def sql(self, name: str) -> str:
-        """Return an expression over survivors: the reason to drop the pair, or null."""
-        rank = f"row_number() OVER (PARTITION BY shard, key, dropped IS NULL {self._order(name)})"
-        return f"CASE WHEN {rank} > ${name}_n THEN '{Reason.NOT_BEST_OF_IMAGE}' END"
+        """Return an expression over survivors, which have `is_new` as a column NAME_is_new."""
+        # Twice as fast as count(DISTINCT text) over the same window.
+        texts = (
+            f"sum({name}_is_new::INTEGER) OVER (PARTITION BY shard, key, dropped IS NULL {self._order(name)}"
+            " ROWS UNBOUNDED PRECEDING)"
+        )
+        return (
+            f"CASE WHEN {texts} > ${name}_n THEN '{Reason.NOT_BEST_OF_IMAGE}'"
+            f" WHEN NOT {name}_is_new THEN '{Reason.REPEATED_TEXT}' END"
+        )
 
 
 Rule = AtLeast | TopFraction | Rescue | PerImage

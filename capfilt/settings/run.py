@@ -73,7 +73,7 @@ class Judge(Settings):
     0.7*itm + 0.3*FILTER:itc. When not given, that of the only threshold, else the filter's ITM, VQA or ITC.
     By ITC, which knows no point where a match begins, they need no threshold."""
     per_image: int | None = Field(None, ge=1)
-    """Keep at most this many captions an image."""
+    """Keep at most this many different captions an image."""
     rescue: bool = False
     """A synthetic text is kept only where the web text is not."""
     noise_rate: float = Field(0.5, gt=0, lt=1)

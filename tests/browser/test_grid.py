@@ -75,6 +75,7 @@ CASES = {
     "kept": (Selection(verdict="kept"), "keep"),
     "dropped": (Selection(verdict="dropped"), "NOT keep"),
     "a reason": (Selection(reason="not_best_of_image"), "reason = 'not_best_of_image'"),
+    "a repeated text": (Selection(reason="repeated_text"), "reason = 'repeated_text'"),
     "a reason that no pair has": (Selection(reason="below_fraction"), "reason = 'below_fraction'"),
     "a substring in any case": (Selection(substring="DOGS ON"), "contains(lower(text), 'dogs on')"),
     "a substring inside words": (Selection(substring="unDred"), "contains(text, 'hundred')"),

@@ -52,6 +52,10 @@ PROPOSALS: dict[str, tuple[Proposal, Policy]] = {
         Proposal(itc="0.3", with_filter="1a2b"),
         Policy((AtLeast("itc", 0.3),), SECOND),
     ),
+    "two texts a picture": (
+        Proposal(itm="0.1", per_image=2),
+        Policy((AtLeast("itm", 0.1), PerImage(2, "itm")), FILTER),
+    ),
     "all rules": (
         Proposal(itm="0.2", fraction=0.8, by="0.5*itm + 0.5*itc", rescue=True, per_image=1),
         Policy(
@@ -102,6 +106,19 @@ def test_what_is_applied_is_what_the_command_line_writes(
     found = newest_policy(run)
     assert found is not None
     assert found[1] == policy
+
+
+def test_a_picture_that_was_told_the_same_twice_keeps_it_once(run: RunDir, view: RunView) -> None:
+    view.apply(Proposal(itm="0.1", per_image=2))
+    with open_catalog(run) as catalog:
+        dropped = catalog.execute("SELECT pair_id FROM pairs WHERE reason = 'repeated_text'").fetchall()
+        [(kept, texts)] = catalog.execute(
+            "SELECT count(*), count(DISTINCT (shard, key, text)) FROM pairs WHERE keep"
+        ).fetchall()
+    cards = [text for row in view.grid(Selection(reason="repeated_text")).rows for text in row.texts]
+    assert {one.pair_id for one in cards if one.reason == "repeated_text"} == {name for (name,) in dropped}
+    assert dropped
+    assert kept == texts
 
 
 def test_what_is_applied_is_in_force_at_once(view: RunView) -> None:

@@ -103,7 +103,14 @@ def one_rule(rule: Rule, survivors: list[Row], scored: list[Row]) -> dict[str, R
     for image in {(row["shard"], row["key"]) for row in survivors}:
         mine = [row for row in survivors if (row["shard"], row["key"]) == image]
         if isinstance(rule, PerImage):
-            dropped |= {row["pair_id"]: Reason.NOT_BEST_OF_IMAGE for row in best(mine)[rule.n :]}
+            kept: list[str] = []
+            for row in best(mine):
+                if len({*kept, row["text"]}) > rule.n:
+                    break
+                if row["text"] in kept:
+                    dropped[row["pair_id"]] = Reason.REPEATED_TEXT
+                kept.append(row["text"])
+            dropped |= {row["pair_id"]: Reason.NOT_BEST_OF_IMAGE for row in best(mine)[len(kept) :]}
             continue
         written = best([row for row in mine if row["source"] == "synthetic"])
         if any(row["source"] == "web" for row in mine):
@@ -133,7 +140,9 @@ rules = st.one_of(
 @st.composite
 def tables(draw: st.DrawFn, holes: bool = True) -> list[Row]:
     none = st.sampled_from([None, math.nan]) if holes else st.nothing()
-    texts = st.sampled_from(["a dog", "'; drop table scored", *([" \t\u3000", "", None] if holes else [])])
+    texts = st.sampled_from(
+        ["a dog", "a  dog", "'; drop table scored", *([" \t\u3000", "", None] if holes else [])]
+    )
     rows = []
     for i in range(draw(st.integers(0, 5))):
         web = ["web"] * draw(st.integers(0, 1))
@@ -191,15 +200,18 @@ def test_raising_the_threshold_never_keeps_a_dropped_caption(
 
 @settings(max_examples=40)
 @given(rows=tables(), chain=st.lists(rules, max_size=3), n=st.integers(1, 3))
-def test_per_image_never_keeps_more_than_n_of_an_image_nor_drops_one_without_need(
+def test_per_image_never_keeps_more_than_n_texts_of_an_image_nor_one_twice_nor_drops_one_without_need(
     connection: duckdb.DuckDBPyConnection, rows: list[Row], chain: list[Rule], n: int
 ) -> None:
     before = in_sql(connection, Policy((*chain, AtLeast("itm", 0))), rows)
     after = in_sql(connection, Policy((*chain, PerImage(n, "itm"))), rows)
     for image in {(row["shard"], row["key"]) for row in rows}:
         mine = [row["pair_id"] for row in rows if (row["shard"], row["key"]) == image]
-        kept_before, kept_after = (sum(verdicts[name][0] for name in mine) for verdicts in (before, after))
-        assert kept_after == min(n, kept_before)
+        texts = {row["pair_id"]: row["text"] for row in rows}
+        kept_before, kept_after = (
+            [texts[name] for name in mine if verdicts[name][0]] for verdicts in (before, after)
+        )
+        assert len(kept_after) == len(set(kept_after)) == min(n, len(set(kept_before)))
 
 
 @settings(max_examples=40)
@@ -257,6 +269,35 @@ def test_a_synthetic_text_rescues_only_a_sample_whose_web_text_fails(
         "blank-web": (False, Reason.EMPTY_CAPTION),
         "blank-unscored": (False, Reason.UNSCORED),
         "blank-best": (True, Reason.KEPT),
+    }
+
+
+def test_of_two_captions_with_one_text_the_better_placed_stands_for_both(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    rows = [
+        # The first draw twice, with scores that differ in their last digits.
+        pair("a-first", "a", "synthetic", 0.9, text="a brown dog"),
+        pair("a-again", "a", "synthetic", math.nextafter(0.9, 0), text="a brown dog"),
+        pair("a-second", "a", "synthetic", 0.8, text="a dog"),
+        pair("a-web", "a", "web", 0.7, text="a dog"),
+        pair("a-third", "a", "synthetic", 0.6, text="an animal"),
+        pair("a-late", "a", "synthetic", 0.5, text="a brown dog"),
+        # The web text is the better placed one, and another picture's texts do not count.
+        pair("b-web", "b", "web", 0.9, text="a brown dog"),
+        pair("b-same", "b", "synthetic", 0.9 - 1e-9, text="a brown dog"),
+        pair("b-case", "b", "synthetic", 0.4, text="A brown dog"),
+    ]
+    assert in_sql(connection, Policy((PerImage(2, "itm"),)), rows) == {
+        "a-first": (True, Reason.KEPT),
+        "a-again": (False, Reason.REPEATED_TEXT),
+        "a-second": (True, Reason.KEPT),
+        "a-web": (False, Reason.REPEATED_TEXT),
+        "a-third": (False, Reason.NOT_BEST_OF_IMAGE),
+        "a-late": (False, Reason.NOT_BEST_OF_IMAGE),
+        "b-web": (True, Reason.KEPT),
+        "b-same": (False, Reason.REPEATED_TEXT),
+        "b-case": (True, Reason.KEPT),
     }
 
 
