@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     Indices = NDArray[np.int64]
 
 
+_PAIR_ID = re.compile("[0-9a-f]{32}")
+
+
 @dataclass(frozen=True)
 class Columns:
     """Pairs by number of sample, then by number; arrays of one length, a row a pair."""
@@ -31,12 +35,12 @@ class Columns:
     """Both halves of each pair_id."""
     is_web: NDArray[np.bool_]
     is_blank: NDArray[np.bool_]
-    scores: Mapping[Column, Floats]
-    """NaN where a pair lacks one."""
-    planted: NDArray[np.int16]
-    """Place in `kinds` of what the metadata says of a web text; -1 where it says nothing."""
     twin: NDArray[np.int32]
     """A number that the texts of a picture share that are equal; -1 where no other one is."""
+    scores: Mapping[Column, Floats]
+    """NaN where a pair lacks one."""
+    planted: NDArray[np.int32]
+    """Place in `kinds` of what the metadata says of a web text; -1 where it says nothing."""
     kinds: tuple[str, ...] = ()
     orders: dict[str, Indices] = field(default_factory=dict)
     """Rankings that were asked for, by their names."""
@@ -68,15 +72,21 @@ class Columns:
         return np.lexsort((self.low, self.high))
 
     def places(self, pair_ids: Sequence[str]) -> Indices:
-        """Return the row of each pair, -1 for one that is not there."""
+        """Return the row of each pair, -1 for one that is not there.
+
+        A name comes from a label, whose file may be another run's: it need not look like one of ours.
+        """
         import numpy as np
 
-        wanted = [int(name, 16) for name in pair_ids]
+        is_name = [_PAIR_ID.fullmatch(name) is not None for name in pair_ids]
+        wanted = [int(name, 16) if known else 0 for name, known in zip(pair_ids, is_name, strict=True)]
         high = np.array([number >> 64 for number in wanted], np.uint64)
         low = np.array([number & (2**64 - 1) for number in wanted], np.uint64)
         first = np.searchsorted(self.high, high, sorter=self.by_name)
         found = np.full(len(wanted), -1, np.int64)
         for place, start in enumerate(first.tolist()):
+            if not is_name[place]:
+                continue
             # Of names with one first half there is hardly ever more than one.
             for row in self.by_name[start : start + 16].tolist():
                 if self.high[row] == high[place] and self.low[row] == low[place]:
@@ -112,10 +122,10 @@ class Columns:
             return self
         known = samples.to_numpy()
         told = said.combine_chunks().dictionary_encode()
-        codes = told.indices.to_numpy().astype(np.int16)
+        codes = told.indices.to_numpy().astype(np.int32)
         at = np.minimum(np.searchsorted(known, self.sample), len(known) - 1)
         is_told = self.is_web & (known[at] == self.sample)
-        planted = np.where(is_told, codes[at], -1).astype(np.int16)
+        planted = np.where(is_told, codes[at], -1).astype(np.int32)
         return replace(self, planted=planted, kinds=tuple(told.dictionary.to_pylist()))
 
 
@@ -147,8 +157,9 @@ def joined(loaded: Mapping[int, ShardRows]) -> tuple[Columns, dict[int, ShardRow
         low=whole("low", np.uint64),
         is_web=whole("is_web", np.bool_),
         is_blank=whole("is_blank", np.bool_),
+        twin=whole("twin", np.int32),
         scores=scores,
-        planted=np.full(int(ends[-1]), -1, np.int16),
+        planted=np.full(int(ends[-1]), -1, np.int32),
     )
     parts = {}
     for ordinal, rows, start, end in zip(sorted(loaded), shards, ends[:-1], ends[1:], strict=True):
@@ -157,4 +168,3 @@ def joined(loaded: Mapping[int, ShardRows]) -> tuple[Columns, dict[int, ShardRow
         mine = {column: scores[column][start:end] for column in rows.scores}
         parts[ordinal] = replace(rows, **slices, scores=mine)
     return found, parts
-        twin=whole("twin", np.int32),

@@ -70,8 +70,8 @@ def grid_page(request: Request) -> HTMLResponse:
         part.headers["hx-replace-url"] = wanted.address(offset=wanted.offset)
         return part
     shown = wanted.proposal if wanted.proposal.is_given else proposal_of(in_force)
-    most = max((_MOST_PER_IMAGE, shown.per_image or 0))
-    return site.page("grid.html", "/", **values, shown_proposal=shown, per_image_choices=range(1, most + 1))
+    per_image = sorted({*range(1, _MOST_PER_IMAGE + 1), shown.per_image or 1})
+    return site.page("grid.html", "/", **values, shown_proposal=shown, per_image_choices=per_image)
 
 
 def _wait_a_little(site: Site) -> None:

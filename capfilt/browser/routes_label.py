@@ -16,7 +16,7 @@ from capfilt.browser.site import fields_of, site_of, user_name, wants_part, whol
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, Response
@@ -167,7 +167,7 @@ def _part(site: Site, asking: Asking, values: Mapping[str, Any]) -> HTMLResponse
 
 
 def _add_label(site: Site, fields: Mapping[str, str]) -> HTMLResponse:
-    from capfilt.provenance.labels import Label, Verdict, add_labels
+    from capfilt.provenance.labels import Label, Verdict, add_labels, read_labels
 
     asking = Asking.read(fields)
     draw = site.draw(asking.size, asking.seed)
@@ -177,11 +177,12 @@ def _add_label(site: Site, fields: Mapping[str, str]) -> HTMLResponse:
     verdict = fields.get("verdict", "")
     if verdict == Verdict.UNDONE:
         raise CapfiltError("a label is taken back by undo", fix="press z")
+    pair = draw.pairs[at - 1]
     said = Label(
-        pair_id=draw.pairs[at - 1].pair_id,
+        pair_id=pair.pair_id,
         verdict=verdict,  # type: ignore[arg-type] # a label refuses what is none
         who=asking.who,
-        when=time.time(),
+        when=_after_all_of(read_labels(site.run, every=True), asking.who, pair.pair_id),
         draw=draw.name,
         text_sha256=fields.get("text_sha256") or None,
     )
@@ -204,9 +205,18 @@ def _undo_label(site: Site, fields: Mapping[str, str]) -> HTMLResponse:
             f"{asking.who} said nothing yet that could be taken back", fix="label a pair first"
         )
     last = max(labels, key=lambda label: label.when)
-    add_labels(site.run, [replace(last, verdict=Verdict.UNDONE, when=time.time())])
+    add_labels(site.run, [replace(last, verdict=Verdict.UNDONE, when=max(time.time(), last.when))])
     site.view.refresh()
     return _told(_part(site, asking, _question(site, asking, str(places[last.pair_id]))))
+
+
+def _after_all_of(labels: Sequence[Label], who: str, pair_id: str) -> float:
+    """Return now, or the time of what the person said of the pair before, by a clock that was ahead.
+
+    What is said last counts, and of equal times what was added last.
+    """
+    before = [one.when for one in labels if (one.who, one.pair_id) == (who, pair_id)]
+    return max((time.time(), *before))
 
 
 def _told(part: HTMLResponse) -> HTMLResponse:

@@ -201,13 +201,17 @@ def _check_query(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     if kind != duckdb.StatementType.SELECT:
         raise _refusal(f"{kind.name} is not a query, and a run's provenance is only read")
     row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
-    tree = json.loads(row[0]) if row else {"error": True}
+    try:
+        tree = json.loads(row[0]) if row else {"error": True}
+        functions, nodes = _table_functions(tree), _nodes(tree)
+    except RecursionError:
+        raise _refusal("the query stands too deep in itself to be checked for being read-only") from None
     if tree["error"]:
         raise _refusal("this kind of query cannot be checked for being read-only")
-    if hiding := sorted(_table_functions(tree) - _TABLE_FUNCTIONS):
+    if hiding := sorted(functions - _TABLE_FUNCTIONS):
         names = ", ".join(hiding)
         raise _refusal(f"{names} may not stand behind FROM: what it does cannot be checked beforehand")
-    if writing := sorted(_nodes(tree) - _QUERY_NODES):
+    if writing := sorted(nodes - _QUERY_NODES):
         kinds = ", ".join(node.removesuffix("_NODE").removesuffix("_QUERY") for node in writing)
         raise _refusal(f"a part of the query is {kinds}, and a run's provenance is only read")
 

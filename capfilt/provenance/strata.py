@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,8 @@ def strata_of(run: RunDir, connection: duckdb.DuckDBPyConnection, filter_digest:
     if (known := known_strata(run)) is not None:
         return known
     strata = cut_strata(connection, filter_digest)
-    temporary = run.labels / f"{TEMPORARY_PREFIX}strata.{os.getpid()}"
+    # Of this thread too: two tabs of one page may draw at once.
+    temporary = run.labels / f"{TEMPORARY_PREFIX}strata.{threading.get_ident()}.{os.getpid()}"
     with disk_errors(run.strata_file):
         write_whole(temporary, canonical_json(strata.record()))
         try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -259,4 +260,20 @@ def test_a_pair_is_found_by_its_name(tmp_path: Path) -> None:
     names = [row["pair_id"] for one in made for row in one.captions]
     assert [columns.pair_id(row) for row in columns.places(names).tolist()] == names
     assert columns.places(["0" * 32, names[0][:16] + "0" * 16]).tolist() == [-1, -1]
+    # Python would read most of these as a number.
+    odd = ["", "no name", f"0x{names[0][2:]}", f" {names[0]}", f"{names[0]}_0", names[0].upper(), "f" * 64]
+    assert columns.places([*odd, names[0]]).tolist() == [-1] * len(odd) + columns.places(names[:1]).tolist()
     store.close()
+
+
+def test_as_many_kinds_may_be_planted_as_there_are_texts(tmp_path: Path) -> None:
+    """The metadata are a stranger's: it may say something else of every text."""
+    import pyarrow as pa
+
+    store = open_store(make_run(tmp_path / "run")[0], kind_field="noise_kind")
+    numbers = np.arange(70_000)
+    columns = replace(store.columns(), sample=numbers, is_web=numbers >= 0)
+    store.close()
+    said = pa.chunked_array([pa.array([f"kind {number}" for number in numbers])])
+    found = columns.with_planted(pa.chunked_array([pa.array(numbers)]), said)
+    assert [found.kinds[place] for place in found.planted.tolist()] == said.to_pylist()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import provenance_rows as made
@@ -94,6 +96,23 @@ def test_the_same_seed_draws_the_same_pairs_and_begins_with_them_when_more_are_d
     assert many.pairs[:40] == few.pairs
     assert len({pair.pair_id for pair in many.pairs}) == 200
     assert {pair.pair_id for pair in draw_sample(judged, 40, 4).pairs} != {pair.pair_id for pair in few.pairs}
+
+
+def test_two_threads_that_draw_at_once_divide_the_run_once(
+    judged: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two tabs of the page do: the second one draws while the first is about to keep its division."""
+    real, others = os.link, []
+
+    def late(*where: object) -> None:
+        monkeypatch.setattr(os, "link", real)
+        with ThreadPoolExecutor(1) as other:
+            others.append(other.submit(draw_sample, judged, 5).result())
+        real(*where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", late)
+    assert draw_sample(judged, 5) == others[0]
+    assert [file.name for file in judged.labels.iterdir()] == [judged.strata_file.name]
 
 
 def test_every_part_gives_as_many_pairs_as_it_has_and_as_are_wanted(judged: RunDir) -> None:

@@ -125,6 +125,7 @@ def test_every_kind_of_query_is_let_through(committed: RunDir, query: str) -> No
         ("select * from read_csv('https://example.com/x.csv')", ""),
         ("from enable_logging(storage = 'file', storage_path = '{out}')", "enable_logging may not"),
         ("select * from made", "does not exist"),
+        ("select " + "abs(" * 800 + "1" + ")" * 800, "too deep"),
         ("select nothing from pairs", '"nothing" not found'),
         ("selec 1", "syntax error"),
         ("select $a", "parameters"),
