@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from capfilt.stages.context import Engine, Progress, Tell
 
 CANNOT_RANK = "it has candidates to rank by their likelihood, which this captioner does not tell"
+NO_METRIC = "its answers are free text, which no metric measures"
 SHORTEST = 1
 """Tokens of an answer at least, unless it is chosen: a yes is one."""
 
@@ -137,10 +138,16 @@ def _chosen(registry: Registry, request: AnswersRequest) -> tuple[list[Dataset],
                 )
         return named, {}
     here = [one for one in registry.datasets.values() if one.images is not None or one.annotations]
-    skipped = {one.name: "its answers are free text, which no metric measures" for one in here}
-    skipped = {one.name: skipped[one.name] for one in here if one.metric is None}
+    skipped = {one.name: NO_METRIC for one in here if one.metric is None}
     skipped |= {one.name: NEEDS_READER for one in here if one.reader is None}
     asked = [one for one in here if one.name not in skipped]
+    if skipped and not asked:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise CapfiltError(
+            f"{request.registry} names the files of data sets none of which can be measured: {reasons}",
+            fix='give a row whose answers are short a metric, e.g. metric = "exact", and one without a reader '
+            'its examples as image, text_input and text_output, with reader = "instructions"',
+        )
     if not asked:
         raise CapfiltError(
             f"{request.registry} names the files of no data set that can be measured",

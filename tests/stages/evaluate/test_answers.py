@@ -351,6 +351,20 @@ def test_a_model_that_diverged_ranks_nothing(
         evaluated(model, folder, "aokvqa")
 
 
+def test_a_registry_of_nothing_that_can_be_measured_is_refused_with_what_each_row_lacks(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "free.toml").write_text(
+        '[[dataset]]\nname = "mine"\ncategory = "image_captioning"\nreader = "instructions"\n'
+        'annotations = ["rows.json"]\nimages = "pictures"\n'
+        '[[dataset]]\nname = "msvd_qa"\nannotations = ["rows.json"]\nimages = "pictures"\n'
+    )
+    with pytest.raises(CapfiltError) as refused:
+        evaluated(model, tmp_path, registry="free.toml")
+    assert "mine: its answers are free text, which no metric measures; msvd_qa: needs" in refused.value.what
+    assert 'metric = "exact"' in (refused.value.fix or "")
+
+
 def test_what_cannot_be_evaluated_is_the_users_error(model: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.toml").write_text("")
     for what, datasets, more in (
