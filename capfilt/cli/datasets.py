@@ -48,12 +48,16 @@ def datasets(registry: RegistryOption = None, json: JsonOption = False) -> None:
 
 
 def _rows(registry: Registry) -> list[dict[str, Any]]:
-    """Return what is told of each data set; a chance of being met only where all held-in sizes are known."""
+    """Return what is told of each data set; a chance of being met where all sizes are known.
+
+    It is that of a training: on the sets whose files are named, and on all held-in ones where none is.
+    """
     from capfilt.data.instructions.formats import FORMATS
     from capfilt.data.instructions.sampling import sampling_weights
 
     held_in = registry.held("in")
-    weights = sampling_weights(held_in) if all(dataset.size for dataset in held_in) else {}
+    trained = [dataset for dataset in held_in if dataset.annotations] or held_in
+    weights = sampling_weights(trained) if all(dataset.size for dataset in trained) else {}
     return [
         {
             "name": dataset.name,

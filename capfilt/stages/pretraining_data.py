@@ -194,24 +194,8 @@ class Instructions:
     def _weights(self) -> dict[str, float]:
         from capfilt.data.instructions.sampling import sampling_weights
 
-        sizes = {task.name: max(1, len(task.examples)) for task in self._train}
-        return sampling_weights(self._datasets, sizes)
-
-
-@dataclass(frozen=True)
-class _ReadSet:
-    """A data set whose files were read."""
-
-    dataset: Dataset
-    examples: list[Example]
-    refused: Counter[str]
-
-
-def _digest(read: _ReadSet, pictures: Mapping[Path, str]) -> str:
-    """Return the digest of what is learnt of a data set: texts, and the bytes of pictures."""
-    return digest_of(
-        [[one.id, pictures[one.image], sorted(one.parts.items()), list(one.outputs)] for one in read.examples]
-    )
+        read = {task.name: max(1, len(task.examples)) for task in self._train}
+        return sampling_weights(self._datasets, read)
 
 
 def _count(tasks: list[Task]) -> int:

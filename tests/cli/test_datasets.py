@@ -39,6 +39,22 @@ def test_json_tells_files_and_chances(capfilt: Capfilt) -> None:
     assert sum(row["weight"] for row in rows.values() if row["held"] == "in") == pytest.approx(1)
 
 
+def test_the_chances_are_those_of_a_training_on_the_sets_whose_files_are_named(
+    capfilt: Capfilt, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    birds = '[[dataset]]\nname = "birds"\ncategory = "image_captioning"\nannotations = ["birds.json"]\n'
+    okvqa = '[[dataset]]\nname = "okvqa"\nannotations = ["okvqa.json"]\ncorrection = 1.0\nsize = 100\n'
+    file.write_text(f"{birds}size = 400\n{okvqa}")
+    rows = json.loads(capfilt("datasets", "--json", "--registry", file).stdout)
+    found = {row["name"]: row["weight"] for row in rows if row["weight"] is not None}
+    assert found == {"birds": pytest.approx(2 / 3), "okvqa": pytest.approx(1 / 3)}
+    # What is read of a set decides where its row does not say, and nothing is read here.
+    file.write_text(birds + okvqa)
+    rows = json.loads(capfilt("datasets", "--json", "--registry", file).stdout)
+    assert all(row["weight"] is None for row in rows)
+
+
 def test_a_row_of_ones_own_is_listed_and_a_wrong_one_refused(capfilt: Capfilt, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('[[dataset]]\nname = "birds"\ncategory = "image_captioning"\nreader = "blip_pairs"\n')

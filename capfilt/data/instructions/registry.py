@@ -58,7 +58,7 @@ class Dataset(Settings):
     metric: Metric | None = None
     """How answers are measured; None: free text, not measured."""
     size: int | None = Field(None, ge=1)
-    """Examples, by which it is sampled."""
+    """Examples, by the square root of which it is sampled; None: those that are read."""
     correction: float = Field(1.0, gt=0)
     """Factor on the weight that the size gives, set by hand."""
     split: str | None = None

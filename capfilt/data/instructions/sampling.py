@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from capfilt.data.instructions.registry import Dataset
 
 
-def sampling_weights(datasets: Sequence[Dataset], sizes: Mapping[str, int] | None = None) -> dict[str, float]:
+def sampling_weights(datasets: Sequence[Dataset], read: Mapping[str, int] | None = None) -> dict[str, float]:
     """Return the chance of each data set, by name: sqrt(size) times its correction, adding up to 1.
 
-    `sizes` are used where they are given, such as the examples that were read, and the registry's elsewhere.
+    The size is what its row says, and else the examples that were read. They differ: publishers count captions
+    where an example is a picture with five, or dialogues where it is a turn.
     Source: InstructBLIP (Dai et al., 2023), section 2.4.
 
     Raises CapfiltError for a data set without a size.
     """
     shares: dict[str, float] = {}
     for dataset in datasets:
-        size = (sizes or {}).get(dataset.name, dataset.size)
+        size = dataset.size or (read or {}).get(dataset.name)
         if not size:
             raise CapfiltError(
                 f"data set {dataset.name} has no size to be sampled by",

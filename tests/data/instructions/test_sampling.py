@@ -18,10 +18,13 @@ def test_a_data_set_a_hundred_times_as_large_is_met_ten_times_as_often() -> None
     assert weights == {"large": pytest.approx(10 / 11), "small": pytest.approx(1 / 11)}
 
 
-def test_a_correction_multiplies_and_a_size_that_was_read_wins() -> None:
+def test_a_correction_multiplies_and_what_was_read_counts_where_a_row_has_no_size() -> None:
     datasets = [a_dataset("a", 100, 0.5), a_dataset("b", None, 3)]
     # 0.5 * 10 against 3 * 5.
-    assert sampling_weights(datasets, {"b": 25}) == {"a": pytest.approx(0.25), "b": pytest.approx(0.75)}
+    assert sampling_weights(datasets, {"a": 7, "b": 25}) == {
+        "a": pytest.approx(0.25),
+        "b": pytest.approx(0.75),
+    }
     with pytest.raises(CapfiltError, match="b has no size"):
         sampling_weights(datasets)
 
