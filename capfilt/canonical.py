@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def canonical_json(value: Any) -> str:
@@ -20,6 +23,15 @@ def canonical_json(value: Any) -> str:
 def digest_of(value: Any) -> str:
     """Return the sha256, in hex, of the value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def digest_of_rows(rows: Iterable[Any]) -> str:
+    """Return what `digest_of` gives for the list of the rows, of which one at a time is held."""
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        digest.update((("," if number else "") + canonical_json(row)).encode("utf-8"))
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _finite(value: Any) -> Any:

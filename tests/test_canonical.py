@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from capfilt.canonical import canonical_json, digest_of
+from capfilt.canonical import canonical_json, digest_of, digest_of_rows
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -26,6 +26,11 @@ def test_json_reads_back_the_value(value: object) -> None:
     assert json.loads(text) == value
     assert text == canonical_json(json.loads(text))
     text.encode("utf-8")
+
+
+@given(st.lists(values, max_size=4))
+def test_rows_one_after_another_have_the_digest_of_their_list(rows: list[object]) -> None:
+    assert digest_of_rows(iter(rows)) == digest_of(rows)
 
 
 @given(st.dictionaries(st.text(), scalars, max_size=6), st.randoms(use_true_random=False))

@@ -12,13 +12,10 @@ from capfilt.data.stream import Stream
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
     import torch
 
-    from capfilt.data.instructions.example import Example
-    from capfilt.data.instructions.registry import Dataset
     from capfilt.settings import Images
     from capfilt.stages.families import Begun
     from capfilt.stages.pretraining_job import PretrainingJob
@@ -119,13 +116,14 @@ class StreamedPairs:
 class Instructions:
     """Examples of the data sets that a registry holds in and whose files it names (InstructBLIP, 2.1).
 
-    They are held in memory as texts; their pictures are read when they are met.
+    They lie in a folder beside the training's checkpoint, read from there when they are met, as pictures are.
     """
 
-    def __init__(self, job: PretrainingJob) -> None:
-        """Read the annotations; CapfiltError where no data set can be trained on."""
+    def __init__(self, job: PretrainingJob, world: World) -> None:
+        """Have the first process read the annotations; CapfiltError where no data set can be trained on."""
+        from capfilt.data.instructions.kept import keep_sets, open_sets
         from capfilt.data.instructions.registry import read_registry
-        from capfilt.training.instructed import Task, picture_digests, split_tasks
+        from capfilt.training.instructed import Task, split_tasks
 
         assert job.instructions is not None
         self._job = job
@@ -137,28 +135,26 @@ class Instructions:
                 fix='give its rows `annotations` and `images`, e.g. [[dataset]] name = "vqav2"; `capfilt '
                 "datasets` lists the names and which reader each takes",
             )
-        read = [self._read(one) for one in self._datasets]
+        folder = job.checkpoint.with_name("instructions")
+        if world.leads:
+            keep_sets(folder, self._datasets, threads=job.decoders)
+        world.wait()
+        read = open_sets(folder, self._datasets)
         tasks = [
             Task(one.dataset.name, one.examples, registry.categories[one.dataset.category].parsed())
             for one in read
         ]
         self._templates = {task.name: [template.text for template in task.templates] for task in tasks}
-        pictures = picture_digests(tasks, threads=job.decoders)
         placed = {"annotations", "images", "source"}
         self._digest = digest_of(
-            [[one.dataset.model_dump(mode="json", exclude=placed), _digest(one, pictures)] for one in read]
+            [[one.dataset.model_dump(mode="json", exclude=placed), one.digest] for one in read]
         )
+        pictures = [one.pictures for one in read]
         self._train, self._held_out = split_tasks(tasks, job.clean, pictures, seed=job.seed)
         refused: Counter[str] = Counter()
         for one in read:
             refused.update(one.refused)
         self.found = Found(_count(self._train), _count(self._held_out), dict(refused))
-
-    def _read(self, dataset: Dataset) -> _ReadSet:
-        from capfilt.data.instructions.reading import read_examples
-
-        reading = read_examples(dataset)
-        return _ReadSet(dataset, reading.examples, Counter(reading.refused))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -202,6 +198,6 @@ def _count(tasks: list[Task]) -> int:
     return sum(len(task.examples) for task in tasks)
 
 
-def find_data(job: PretrainingJob) -> Data:
-    """Survey what a pre-training is given."""
-    return Instructions(job) if job.instructions is not None else StreamedPairs(job)
+def find_data(job: PretrainingJob, world: World) -> Data:
+    """Survey what a pre-training is given; the processes of a training come here together."""
+    return Instructions(job, world) if job.instructions is not None else StreamedPairs(job)

@@ -88,7 +88,7 @@ def pretrain_model(job: PretrainingJob, device: str, tell: Tell) -> Trained:
     with joined(device) as world:
         # The first process puts in place what the model starts from, and then comes here.
         world.wait()
-        material = _read(job, device)
+        material = _read(job, device, world)
         found = material.data.found
         result = Trained(
             weights="",
@@ -143,13 +143,13 @@ class _Material:
     """Everything that the trained weights depend on."""
 
 
-def _read(job: PretrainingJob, device: str) -> _Material:
+def _read(job: PretrainingJob, device: str, world: World) -> _Material:
     """Read what the model starts from, and survey the data."""
     from capfilt.models.devices import autocast_type
 
     _check_shares(job)
     beginning = find_beginning(job.kind, job.init, job.bundles, job.model, job.parts)
-    data = find_data(job)
+    data = find_data(job, world)
     facts = {
         "kind": job.kind,
         "model": beginning.settings.model_dump(mode="json"),

@@ -7,7 +7,6 @@ one would.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ import torch
 from capfilt.data.ahead import in_order
 from capfilt.data.augment import augmented, numbers_needed
 from capfilt.data.images import RefusedImage, decode, normalise, to_square
+from capfilt.data.instructions.table import choose, one_of_each_kind
 from capfilt.data.instructions.templates import instruct
 from capfilt.draws import permutation, uniforms
 from capfilt.errors import CapfiltError
@@ -31,7 +31,6 @@ from capfilt.training.parallel import ALONE, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -56,55 +55,36 @@ class Task:
 
 
 def split_tasks(
-    tasks: Sequence[Task], settings: Clean, pictures: Mapping[Path, str], *, seed: int
+    tasks: Sequence[Task], settings: Clean, pictures: Sequence[NDArray[np.int64]], *, seed: int
 ) -> tuple[list[Task], list[Task]]:
     """Return what is trained on and what is held out; all examples of a picture are on one side.
 
-    `pictures` are the digests of the files' bytes (`picture_digests`), so that one picture in two folders is
-    one, and the split is the same wherever the folders lie. They are held out in a drawn order until their
-    examples reach the share that `settings` asks for. Of two pictures or more at least one is held out and
-    one is not; a task may be empty on one side.
+    `pictures` hold, for each example of each task, the place of its picture's digest among those of all
+    pictures, sorted (`KeptSet`): so one picture in two folders is one, and the split is the same wherever the
+    folders lie. They are held out in a drawn order until their examples reach the share that `settings` asks
+    for. Of two pictures or more at least one is held out and one is not; a task may be empty on one side.
     """
-    every = Counter(pictures[example.image] for task in tasks for example in task.examples)
-    digests = sorted(every)
-    examples = sum(every.values())
-    wanted = min(settings.held_out_most, max(1, round(examples * settings.held_out)))
-    outside, found = set(), 0
-    for number in permutation(len(digests), "held out instructions", seed)[: len(digests) - 1]:
-        if found >= wanted:
-            break
-        outside.add(digests[number])
-        found += every[digests[number]]
+    count = max((int(numbers.max()) + 1 for numbers in pictures if len(numbers)), default=0)
+    every = np.zeros(count, np.int64)
+    for numbers in pictures:
+        every += np.bincount(numbers, minlength=count)
+    wanted = min(settings.held_out_most, max(1, round(int(every.sum()) * settings.held_out)))
+    drawn = permutation(count, "held out instructions", seed)[: max(0, count - 1)]
+    found_before = np.cumsum(every[drawn]) - every[drawn]
+    outside = np.zeros(count, bool)
+    outside[drawn[found_before < wanted]] = True
 
     def side(is_outside: bool) -> list[Task]:
         return [
             Task(
                 task.name,
-                [one for one in task.examples if (pictures[one.image] in outside) == is_outside],
+                choose(task.examples, np.flatnonzero(outside[numbers] == is_outside)),
                 task.templates,
             )
-            for task in tasks
+            for task, numbers in zip(tasks, pictures, strict=True)
         ]
 
     return side(False), side(True)
-
-
-def picture_digests(tasks: Sequence[Task], *, threads: int = 0) -> dict[Path, str]:
-    """Return the sha256 of the bytes of each picture that some example is about, by its file.
-
-    Each file is read once. One that cannot be read, which a training counts when it is met, is known by its
-    name.
-    """
-    files = sorted({example.image for task in tasks for example in task.examples})
-
-    def digest(file: Path) -> str:
-        try:
-            with file.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError:
-            return f"unreadable {file.name}"
-
-    return dict(zip(files, in_order(digest, files, threads=threads, ahead=4 * threads), strict=True))
 
 
 class Mixture:
@@ -222,7 +202,7 @@ class InstructedBatches:
                 "no data set has an example to train on", fix="name data sets whose files can be read"
             )
         for task in self._tasks:
-            for example in {frozenset(example.parts): example for example in task.examples}.values():
+            for example in one_of_each_kind(task.examples):
                 instruct(example, task.templates)
         sizes = [len(task.examples) for task in self._tasks]
         self._mixture = Mixture(sizes, [weights[task.name] for task in self._tasks])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from capfilt.settings import Clean
 from capfilt.stages.pretraining_data import Instructions
+from capfilt.training.parallel import ALONE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
 
 def _facts(folder: Path) -> dict[str, Any]:
     job: Any = SimpleNamespace(
-        instructions=folder / "data.toml", clean=Clean(held_out=0.2), seed=0, decoders=2
+        instructions=folder / "data.toml",
+        clean=Clean(held_out=0.2),
+        seed=0,
+        decoders=2,
+        checkpoint=folder / "training" / "captioner.pt",
     )
-    return Instructions(job).facts
+    return Instructions(job, ALONE).facts
 
 
 def test_other_pictures_under_the_same_names_are_other_data_and_moved_ones_are_not(tmp_path: Path) -> None:

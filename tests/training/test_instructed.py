@@ -11,6 +11,7 @@ from small_language import language_folder, small_prompted, small_structure
 from small_models import WORDS
 
 from capfilt.data.instructions.example import Example
+from capfilt.data.instructions.table import MappedExamples, write_table
 from capfilt.data.instructions.templates import Template
 from capfilt.errors import CapfiltError
 from capfilt.models.language_vocabulary import LanguageVocabulary, load_language_vocabulary
@@ -224,6 +225,33 @@ def test_words_are_drawn_anew_when_an_example_is_met_again(
     batches = InstructedBatches([Task("questions", examples, ASKS)], WEIGHTS, reader(known))
     met = {texts(known, batches.at(step, 1, 1, *KEY).read)[0] for step in range(20)}
     assert met == {"the cat", "a small cat"}
+
+
+def test_examples_of_a_mapped_file_come_in_the_same_batches(
+    languages: dict[str, LanguageVocabulary], bert: Vocabulary, tasks: list[Task], tmp_path: Path
+) -> None:
+    given = reader(languages["opt"], bert, augment=Augment(flip=0.5, operations=2))
+    folder, mapped = tasks[0].examples[0].image.parent, []
+    for task in tasks:
+        write_table(tmp_path / task.name, task.examples, folder)
+        mapped.append(replace(task, examples=MappedExamples(tmp_path / task.name, task.name, folder)))
+    for threads in (0, 2):
+        here, there = (InstructedBatches(each, WEIGHTS, given, threads=threads) for each in (tasks, mapped))
+        for step in range(4):
+            one, other = here.at(step, 8, 2, *KEY), there.at(step, 8, 2, *KEY)
+            assert torch.equal(one.pixels, other.pixels)
+            for words, others in (
+                (one.asked, other.asked),
+                (one.read, other.read),
+                (one.output, other.output),
+            ):
+                assert words is not None
+                assert others is not None
+                assert torch.equal(words.ids, others.ids)
+                assert torch.equal(words.real, others.real)
+    one, other = (HeldOutInstructions(each, given, seed=7).rows(range(12)) for each in (tasks, mapped))
+    assert torch.equal(one.pixels, other.pixels)
+    assert torch.equal(one.output.ids, other.output.ids)
 
 
 def test_a_picture_that_cannot_be_used_gives_its_row_to_the_next_of_its_task(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capfilt.data.instructions.example import Example
+from capfilt.data.instructions.pictures import PictureFiles, digests_of
 from capfilt.data.instructions.templates import Template
+from capfilt.draws import permutation
 from capfilt.settings import Clean
-from capfilt.training.instructed import Mixture, Task, picture_digests, split_tasks
+from capfilt.training.instructed import Mixture, Task, split_tasks
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
 
 KEY = (7, "captioner", 0)
 ASKS = (Template("the {question}"),)
@@ -64,6 +70,47 @@ def test_passes_and_phases_have_orders_of_their_own() -> None:
 # -- held out by pictures
 
 
+def numbered(tasks: list[Task], name: Callable[[Path], str]) -> list[NDArray[np.int64]]:
+    """Number the pictures of all examples by what names them, in its order."""
+    names = sorted({name(example.image) for task in tasks for example in task.examples})
+    return [
+        np.array([names.index(name(example.image)) for example in task.examples], np.int64) for task in tasks
+    ]
+
+
+def outside_of(names: Mapping[Path, str], tasks: list[Task], settings: Clean, seed: int) -> set[str]:
+    """Return the names that are held out, by a set that is filled one after another."""
+    every = Counter(names[example.image] for task in tasks for example in task.examples)
+    known = sorted(every)
+    wanted = min(settings.held_out_most, max(1, round(sum(every.values()) * settings.held_out)))
+    outside: set[str] = set()
+    for number in permutation(len(known), "held out instructions", seed)[: len(known) - 1]:
+        if sum(every[name] for name in outside) >= wanted:
+            break
+        outside.add(known[number])
+    return outside
+
+
+shown_in_turn = st.lists(st.lists(st.integers(0, 12), max_size=15), min_size=1, max_size=3)
+
+
+@given(shown_in_turn, st.floats(0.01, 0.95), st.integers(1, 8), st.integers(0, 5))
+def test_what_is_held_out_is_what_a_set_of_pictures_filled_one_by_one_holds(
+    shown: list[list[int]], share: float, most: int, seed: int
+) -> None:
+    tasks = [
+        Task(str(place), examples_of(str(place), [Path(f"{one}.png") for one in pictures]), ASKS)
+        for place, pictures in enumerate(shown)
+    ]
+    named = {Path(f"{one}.png"): f"{one % 10:x}" for one in range(13)}  # of some there are two files
+    settings = Clean(held_out=share, held_out_most=most)
+    sides = split_tasks(tasks, settings, numbered(tasks, named.__getitem__), seed=seed)
+    outside = outside_of(named, tasks, settings, seed)
+    for side, is_outside in zip(sides, (False, True), strict=True):
+        expected = [[one for one in t.examples if (named[one.image] in outside) == is_outside] for t in tasks]
+        assert [list(task.examples) for task in side] == expected
+
+
 def examples_of(name: str, pictures: list[Path], each: int = 1) -> list[Example]:
     return [
         Example(name, f"{number}.{turn}", picture, {"question": "cat"}, ("dogs",), ())
@@ -78,7 +125,7 @@ def test_a_picture_is_trained_on_or_held_out_whatever_is_asked_of_it(tmp_path: P
         Task("questions", examples_of("questions", shared, 3), ASKS),
         Task("captions", examples_of("captions", shared[:10]), ASKS),
     ]
-    named = {picture: picture.name for picture in shared}
+    named = numbered(tasks, lambda picture: picture.name)
     train, held_out = split_tasks(tasks, Clean(held_out=0.2), named, seed=3)
     sides = [{example.image for task in side for example in task.examples} for side in (train, held_out)]
     assert not sides[0] & sides[1]
@@ -92,15 +139,20 @@ def test_a_picture_is_trained_on_or_held_out_whatever_is_asked_of_it(tmp_path: P
 
 def test_of_two_pictures_one_is_held_out_and_a_single_one_is_not(tmp_path: Path) -> None:
     for pictures, expected in ((2, 1), (1, 0)):
-        examples = examples_of("some", [tmp_path / str(number) for number in range(pictures)])
-        train, held_out = split_tasks(
-            [Task("some", examples, ASKS)],
-            Clean(held_out=0.9),
-            {one.image: one.image.name for one in examples},
-            seed=0,
-        )
+        tasks = [Task("some", examples_of("some", [tmp_path / str(n) for n in range(pictures)]), ASKS)]
+        named = numbered(tasks, lambda picture: picture.name)
+        train, held_out = split_tasks(tasks, Clean(held_out=0.9), named, seed=0)
         assert len(held_out[0].examples) == expected
         assert len(train[0].examples) == 1
+
+
+def numbered_by_bytes(tasks: list[Task]) -> list[NDArray[np.int64]]:
+    """Number the pictures of all examples by the digests of their files."""
+    files = PictureFiles()
+    paths = [example.image for task in tasks for example in files.noting(task.examples)]
+    firsts, of_row = files.numbered()
+    digests = digests_of(len(firsts), lambda file: paths[firsts[file]], threads=2)
+    return np.split(digests.numbers[of_row], np.cumsum([len(task.examples) for task in tasks])[:-1])
 
 
 def test_the_same_picture_in_two_folders_is_on_one_side_wherever_they_lie(tmp_path: Path) -> None:
@@ -115,15 +167,10 @@ def test_the_same_picture_in_two_folders_is_on_one_side_wherever_they_lie(tmp_pa
             Task(name, examples_of(name, sorted(folder.iterdir())), ASKS)
             for name, folder in zip(("questions", "captions"), folders, strict=True)
         ]
-        digests = picture_digests(tasks, threads=2)
-        sides = split_tasks(tasks, Clean(held_out=0.3), digests, seed=1)
+        pictures = numbered_by_bytes(tasks)
+        sides = split_tasks(tasks, Clean(held_out=0.3), pictures, seed=1)
         seen = [{one.image.read_bytes() for task in side for one in task.examples} for side in sides]
         assert not seen[0] & seen[1]
-        assert len(seen[0] | seen[1]) == len(set(digests.values())) == 12
+        assert len(seen[0] | seen[1]) == len(set(np.concatenate(pictures).tolist())) == 12
         held_out.append(seen[1])
     assert held_out[0] == held_out[1]
-
-
-def test_a_picture_that_cannot_be_read_is_known_by_its_name(tmp_path: Path) -> None:
-    tasks = [Task("some", examples_of("some", [tmp_path / "gone.png"]), ASKS)]
-    assert picture_digests(tasks) == {tmp_path / "gone.png": "unreadable gone.png"}

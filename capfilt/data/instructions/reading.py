@@ -44,13 +44,26 @@ def read_examples(
     another format, for a folder that is missing, and where no row can be used.
     """
     found = Reading()
+    found.examples.extend(examples_in(dataset, found, annotations, images))
+    return found
+
+
+def examples_in(
+    dataset: Dataset, found: Reading, annotations: Sequence[Path] | None = None, images: Path | None = None
+) -> Iterator[Example]:
+    """Give the examples of a data set one after another, held nowhere; refused rows are counted in `found`.
+
+    Raises CapfiltError as `read_examples` does: at the end, where no row can be used.
+    """
+    is_empty = True
     for one in iter_examples(dataset, annotations, images):
         if isinstance(one, Example):
-            found.examples.append(one)
+            is_empty = False
+            yield one
         else:
             found.refused[one.reason] += 1
             found.first.setdefault(one.reason, one.where)
-    if not found.examples:
+    if is_empty:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.refused.most_common())
         first = next(iter(found.first.values()), "")
         raise CapfiltError(
@@ -58,7 +71,6 @@ def read_examples(
             + (f": {reasons}; first: {first}" if reasons else ""),
             fix="look at the files, the split and the folder of pictures that its row names",
         )
-    return found
 
 
 def iter_examples(
