@@ -60,6 +60,8 @@ class Reason(StrEnum):
     BELOW_THRESHOLD = "below_threshold"
     BELOW_FRACTION = "below_fraction"
     NOT_BEST_OF_IMAGE = "not_best_of_image"
+    REPEATED_TEXT = "repeated_text"
+    """The image keeps the same text already, in a better place: of another draw, or of the web."""
     WEB_TEXT_KEPT = "web_text_kept"
     """A synthetic text is only asked to rescue, and the web text needs no rescue."""
 
@@ -71,8 +73,6 @@ class Shard:
     name: str
     """Stable and unique within an input: its path below the input's common folder, without `.tar`."""
     path: Path
-    REPEATED_TEXT = "repeated_text"
-    """The image keeps the same text already, in a better place: of another draw, or of the web."""
     ordinal: int
     """Position in the sorted input, from 0."""
     size: int
