@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from capfilt.cli import options
-from capfilt.cli.output import next_step, print_json, print_next
+from capfilt.cli.output import next_step, print_json, print_line, print_next
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.reports.text import visible
 
@@ -163,7 +163,7 @@ def convert(
     print(visible(described(card, model)))
     if fresh:
         print(f"drawn anew, to start a training from: {', '.join(fresh)}")
-    print(f"{card.kind} {card.weights[:12]} in {out}")
+    print_line(f"{card.kind} {card.weights[:12]} in {out}")
     print_next(following)
 
 
