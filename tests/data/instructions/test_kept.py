@@ -56,7 +56,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(pictures, questions), min_size=1, max_size=3))
 def test_what_is_kept_is_what_was_read_with_the_digests_of_its_pictures(
     sets: list[tuple[list[int], list[tuple[int, str, str]]]],

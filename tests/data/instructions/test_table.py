@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfilt.data.instructions.example import Example
@@ -37,6 +37,7 @@ def mapped(folder: Path, some: list[Example]) -> MappedExamples:
     return MappedExamples(folder / "mine.arrow", "mine", IMAGES)
 
 
+@settings(max_examples=40)
 @given(st.lists(examples, max_size=6), st.data())
 def test_what_is_written_is_read_by_any_number_and_slice(some: list[Example], data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
@@ -54,6 +55,7 @@ def test_what_is_written_is_read_by_any_number_and_slice(some: list[Example], da
         assert list(chosen) == list(choose(some, np.array(numbers, np.int64)))
 
 
+@settings(max_examples=40)
 @given(st.lists(examples, max_size=6), st.data())
 def test_every_combination_of_parts_has_one_example_among_those_that_were_chosen(
     some: list[Example], data: st.DataObject

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from capfilt.data.instructions.example import BadRow, Reason
+from capfilt.data.instructions.formats.rows_of_json import Rows, is_list, readable
 from capfilt.errors import CapfiltError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from capfilt.data.instructions.example import Example
 
@@ -30,7 +31,7 @@ class Document:
 
     path: Path
     value: Any
-    """Its JSON; of lines of JSON a list, in which a damaged line is a BadRow."""
+    """Its JSON; Rows of a list, and of lines of JSON, where a damaged line is a BadRow."""
 
     def of(self, key: str, kind: type[list[Any]] | type[dict[str, Any]] = list) -> Any:
         """Return what stands under a name of the whole file; a file without it is a CapfiltError."""
@@ -39,9 +40,9 @@ class Document:
             raise self.unlike(f"an object with {'a list' if kind is list else 'an object'} under {key!r}")
         return value
 
-    def rows(self) -> list[Any]:
+    def rows(self) -> Iterable[Any]:
         """Return the rows of a file that is a list; another one is a CapfiltError."""
-        if not isinstance(self.value, list):
+        if not isinstance(self.value, Rows):
             raise self.unlike("a list of rows")
         return self.value
 
@@ -110,24 +111,14 @@ class ImageFolder:
 
 
 def read_document(path: Path) -> Document:
-    """Read JSON, or lines of JSON from a file named .jsonl.
+    """Read JSON, or lines of JSON from a file named .jsonl; rows are read when they are gone through.
 
-    Raises CapfiltError for a file that is missing, is no UTF-8 or, as a whole, no JSON.
+    Raises CapfiltError for a file that is missing, is no UTF-8 or, as a whole, no JSON; of rows then.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            # JSON may hold other characters that end a line elsewhere, such as U+2028, as they are.
-            return Document(path, [_line(line) for line in text.split("\n") if line.strip()])
-        return Document(path, json.loads(text))
-    except FileNotFoundError as error:
-        raise CapfiltError(
-            f"there is no annotation file {path}", fix="give the path of the file as it was downloaded"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CapfiltError(
-            f"annotation file {path} cannot be read: {error}", fix="download it again, and unpack it"
-        ) from error
+    with readable(path) as stream:
+        if path.suffix == ".jsonl" or is_list(stream):
+            return Document(path, Rows(path))
+        return Document(path, json.loads(stream.read()))
 
 
 def rows_of(documents: Sequence[Document], folder: Path) -> Iterator[Named]:
@@ -136,7 +127,7 @@ def rows_of(documents: Sequence[Document], folder: Path) -> Iterator[Named]:
     yield from numbered(documents[0].rows())
 
 
-def numbered(rows: Sequence[Any], name: str = "row") -> Iterator[Named]:
+def numbered(rows: Iterable[Any], name: str = "row") -> Iterator[Named]:
     """Name rows by their number, from 1."""
     return ((f"{name} {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -245,10 +236,3 @@ _SPLITS = {
     "validation": "val",
     "dev": "val",
 }
-
-
-def _line(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return BadRow("not_json")
