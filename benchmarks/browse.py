@@ -157,6 +157,7 @@ def write_shard(
         "captioner": [CAPTIONER if one else None for one in is_synthetic],
         "decoding": ["{}" if one else None for one in is_synthetic],
         "prompt": ["" if one else None for one in is_synthetic],
+        "unfinished": [None] * len(rows),
         "seed": [seed if one else None for one in is_synthetic],
         "round": [1] * len(rows),
     }

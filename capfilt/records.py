@@ -50,6 +50,17 @@ class Source(StrEnum):
     """T_s: written by the captioner."""
 
 
+class Unfinished(StrEnum):
+    """Why a captioner did not end a caption by itself, where it says so."""
+
+    LENGTH = "length"
+    """Cut off at `decoding.max_tokens`."""
+    CONTENT_FILTER = "content_filter"
+    """Withheld by a filter of contents; the text is empty."""
+    REFUSED = "refused"
+    """No answer to this picture, though others are answered; the text is empty."""
+
+
 class Reason(StrEnum):
     """Why a policy keeps or drops a pair."""
 
@@ -115,6 +126,8 @@ class Caption:
     source: Source
     candidate: int = 0
     """Number of the draw for a synthetic text, from 0; 0 for a web text."""
+    unfinished: Unfinished | None = None
+    """Why its writer did not end it; None where it did, and where nobody says."""
 
 
 @dataclass(frozen=True, slots=True)

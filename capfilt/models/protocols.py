@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from capfilt.records import Scores
+    from capfilt.records import Scores, Unfinished
     from capfilt.settings import Images, SettledDecoding
 
 
@@ -85,6 +85,17 @@ def seen_as(models: Iterable[Captioner | Filter | None]) -> set[Images]:
     return {images for images in found if images is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A caption, and how writing it ended."""
+
+    text: str
+    unfinished: Unfinished | None = None
+    """Why the captioner did not end it by itself."""
+    said: str = ""
+    """What it said of a refusal."""
+
+
 class Captioner(Protocol):
     """Writes captions."""
 
@@ -100,6 +111,17 @@ class Captioner(Protocol):
 
         A caption depends on the model, the decoding, and (seed, image sha256, candidate number) alone.
         """
+        ...
+
+
+@runtime_checkable
+class TellingCaptioner(Captioner, Protocol):
+    """A captioner that may refuse single pictures, and says of each caption how writing it ended."""
+
+    def write(
+        self, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
+    ) -> list[list[Written]]:
+        """Return what `caption` does; a picture that it refuses alone has empty captions that say so."""
         ...
 
 

@@ -185,8 +185,15 @@ def _fill_round(connection: duckdb.DuckDBPyConnection, run: RunDir, policy: Poli
 
 def _parquet_view(connection: duckdb.DuckDBPyConnection, table: Table, files: list[Path]) -> None:
     """Create a view over the listed files, or an empty one of the right types."""
+    import pyarrow.parquet as pq
+
     if files:
-        names = ", ".join(f'"{name}"' for name in table.names())
+        # Runs of before a column was added lack it in all their files.
+        there = set(pq.read_schema(files[0]).names)
+        names = ", ".join(
+            f'"{one.name}"' if one.name in there else f'NULL::{_SQL_TYPES[one.type]} AS "{one.name}"'
+            for one in table.columns
+        )
         listed = ", ".join(_quoted(duckdb_path(path)) for path in files)
         # A folder named a=b would otherwise become a column.
         source = f"SELECT {names} FROM read_parquet([{listed}], hive_partitioning = false)"

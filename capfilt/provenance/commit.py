@@ -66,6 +66,7 @@ def commit_shard(
         "statuses": _counts(row["status"] for row in samples),
         "reasons": _counts(row["reason"] for row in samples if row["reason"] is not None),
         "sources": _counts(row["source"] for row in captions),
+        "unfinished": _counts(row["unfinished"] for row in captions if row["unfinished"] is not None),
         "filters": sorted({row["filter"] for row in scores}),
         "files": files,
     }
@@ -129,6 +130,14 @@ def manifests(run: RunDir) -> list[dict[str, Any]]:
     mend = "remove the file and give the run's command again: the shard is done anew"
     found = [read_json(path, mend=mend) for path in json_files(run.manifests)]
     return sorted(found, key=lambda m: (m["ordinal"], m["kind"] != "shard", m["filters"]))
+
+
+def unfinished_captions(run: RunDir) -> dict[str, int]:
+    """Return how many committed captions their writer did not end, by reason."""
+    counts: Counter[str] = Counter()
+    for manifest in manifests(run):
+        counts.update(manifest.get("unfinished", {}))
+    return dict(counts)
 
 
 def scored_by(committed: Iterable[Mapping[str, Any]], digest: str) -> list[dict[str, Any]]:

@@ -88,6 +88,12 @@ CAPTIONS = Table(
             "string",
             "what the captioner was made to begin with, or told to do, for this text; null for a web text",
         ),
+        Column(
+            "unfinished",
+            "string",
+            "why its writer did not end it: length (cut off at decoding.max_tokens), content_filter or "
+            "refused (both empty); null where it did, and where nobody says",
+        ),
         Column("seed", "int64", "the run's seed; null for a web text"),
         Column("round", "int32", "round of bootstrapping, from 1"),
     ),

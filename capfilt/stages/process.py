@@ -7,7 +7,8 @@ from typing import Any
 
 from capfilt.canonical import digest_of
 from capfilt.models.cards import read_card
-from capfilt.provenance.commit import committed
+from capfilt.provenance.commit import committed, unfinished_captions
+from capfilt.records import Unfinished
 from capfilt.settings import SettledDecoding
 from capfilt.stages.context import Context, Outcome
 from capfilt.stages.lineage import record_bundle
@@ -65,6 +66,11 @@ class RecaptionAndScore:
         detail = f"{len(waiting)} shards, {samples} samples, {images} images"
         if before := len(jobs) - len(waiting):
             detail += f"; {before} shards were done before"
+        if unfinished := unfinished_captions(context.run):
+            words = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in unfinished.items())
+            detail += f"; unfinished captions: {words}"
+            for line in _told_of(unfinished, jobs[0].decoding.max_tokens):
+                context.progress.say(line)
         return Outcome(detail=detail, count=images)
 
     def _work(self, context: Context, jobs: list[ShardJob]) -> tuple[int, int]:
@@ -84,6 +90,7 @@ class RecaptionAndScore:
             )
 
         images = samples = 0
+        said = ""
         for _, counts in context.engine.run(
             run_shard,
             jobs,
@@ -93,6 +100,9 @@ class RecaptionAndScore:
         ):
             images += counts.images
             samples += counts.samples
+            if counts.said and not said:
+                said = counts.said
+                context.progress.say(f"a caption of one picture was refused: {said}")
         context.progress.end(task)
         return samples, images
 
@@ -117,3 +127,17 @@ class RecaptionAndScore:
             "threads": settings.compute.threads,
             "round": context.round,
         }
+
+
+def _told_of(unfinished: dict[str, int], max_tokens: int) -> list[str]:
+    """Return what captions that their writer did not end come to, in words."""
+    meanings = {
+        Unfinished.LENGTH: f"were cut off at decoding.max_tokens={max_tokens}",
+        Unfinished.CONTENT_FILTER: "were withheld by a filter of contents, and are empty",
+        Unfinished.REFUSED: "were refused, and are empty",
+    }
+    return [
+        f"{unfinished[reason]} synthetic captions {meaning} (captions.unfinished is '{reason}')"
+        for reason, meaning in meanings.items()
+        if reason in unfinished
+    ]

@@ -51,6 +51,7 @@ def caption_row(sample: Sample, caption: Caption, job: ShardJob, captioner: str 
         "captioner": captioner if is_synthetic else None,
         "decoding": canonical_json(job.decoding.model_dump(mode="json")) if is_synthetic else None,
         "prompt": job.decoding.prompt_of(caption.candidate) if is_synthetic else None,
+        "unfinished": caption.unfinished.value if caption.unfinished is not None else None,
         "seed": job.seed if is_synthetic else None,
         "round": job.round_number,
     }

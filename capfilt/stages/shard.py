@@ -21,7 +21,7 @@ from capfilt.stages.rows import Row, caption_row, sample_row, score_rows
 from capfilt.stages.score import score
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -61,6 +61,8 @@ class ShardCounts:
 
     samples: int
     images: int
+    said: str = ""
+    """What the captioner said of the first picture that it refused."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
     from capfilt.models.protocols import seen_as
 
     captioner, filter_ = models_of(job, device)
-    rows = _Rows()
+    rows, said = _Rows(), list[str]()
     samples_in = images = 0
     decoded = in_order(
         partial(decode_sample, limits=job.input, seen_as=seen_as((captioner, filter_))),
@@ -101,7 +103,7 @@ def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
         rows.samples += [sample_row(one.sample, one.picture, job.round_number) for one in group]
         usable = [decoded for decoded in group if decoded.picture is not None]
         if usable:
-            _do_batch(job, usable, captioner, filter_, rows)
+            _do_batch(job, usable, captioner, filter_, rows, said.append)
         images += len(usable)
         last = group[-1]
         samples_in = last.number
@@ -116,7 +118,7 @@ def run_shard(job: ShardJob, device: str, tell: Tell) -> ShardCounts:
         scores=rows.scores,
         samples_in=samples_in,
     )
-    return ShardCounts(samples_in, images)
+    return ShardCounts(samples_in, images, next(iter(said), ""))
 
 
 def _do_batch(
@@ -125,8 +127,9 @@ def _do_batch(
     captioner: Captioner | None,
     filter_: Filter | None,
     rows: _Rows,
+    tell: Callable[[str], None],
 ) -> None:
-    """Recaption and score pictures side by side, and add their rows."""
+    """Recaption and score pictures side by side, and add their rows; refusals are told in words."""
     from capfilt.models.protocols import ImageBatch
 
     samples = [decoded.sample for decoded in usable]
@@ -135,7 +138,9 @@ def _do_batch(
     batch = ImageBatch(pictures, names, [decoded.squares for decoded in usable])
     texts = [[Caption(s.web_text, Source.WEB)] if s.web_text is not None else [] for s in samples]
     if captioner is not None:
-        written = recaption(captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates)
+        written = recaption(
+            captioner, batch, job.decoding, seed=job.seed, candidates=job.candidates, tell=tell
+        )
         texts = [web + synthetic for web, synthetic in zip(texts, written, strict=True)]
     writer = captioner.digest if captioner is not None else None
     for sample, mine in zip(samples, texts, strict=True):

@@ -135,6 +135,7 @@ def _add_pair(
             "captioner": CAPTIONER if is_synthetic else None,
             "decoding": '{"top_p":0.9}' if is_synthetic else None,
             "prompt": "a picture of" if is_synthetic else None,
+            "unfinished": None,
             "seed": 7 if is_synthetic else None,
             "round": round_number,
         }

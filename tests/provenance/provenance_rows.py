@@ -60,6 +60,7 @@ def caption(shard: Shard, key: str, source: Source, candidate: int = 0, **change
         "captioner": "c" * 64 if is_synthetic else None,
         "decoding": "{}" if is_synthetic else None,
         "prompt": "" if is_synthetic else None,
+        "unfinished": None,
         "seed": 0 if is_synthetic else None,
         "round": 1,
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import duckdb
 import provenance_rows as made
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from capfilt.canonical import canonical_json
@@ -19,7 +21,13 @@ from capfilt.provenance.catalog import (
     sample_counts,
     schema_text,
 )
-from capfilt.provenance.commit import commit_scores, record_calibration, record_metrics, record_model
+from capfilt.provenance.commit import (
+    commit_scores,
+    record_calibration,
+    record_metrics,
+    record_model,
+    unfinished_captions,
+)
 from capfilt.provenance.label_rows import Label, append_labels
 from capfilt.provenance.pairs import score_columns
 from capfilt.provenance.policy import AtLeast, PerImage, Policy, write_policy
@@ -218,6 +226,22 @@ def test_stray_files_beside_committed_ones_do_not_disturb(run: RunDir) -> None:
         (folder / ".partial-000009-x.json.77").write_bytes(b'{"half')
     after = query(run, "SELECT * FROM pairs ORDER BY ALL"), query(run, "SELECT * FROM metrics")
     assert after == before
+
+
+def test_a_column_that_the_files_of_an_older_run_lack_is_null(run: RunDir) -> None:
+    made.commit(run, made.shard(0))
+    before = query(run, "SELECT * FROM captions ORDER BY pair_id")
+    [manifest] = run.manifests.glob("*.json")
+    record = json.loads(manifest.read_text())
+    [file] = [one for one in record["files"] if one["path"].startswith("captions/")]
+    path = run.provenance / file["path"]
+    pq.write_table(pq.read_table(path).drop_columns(["unfinished"]), path)
+    file["size"] = path.stat().st_size
+    del record["unfinished"]
+    manifest.write_text(canonical_json(record))
+    assert query(run, "SELECT * FROM captions ORDER BY pair_id") == before
+    assert query(run, "SELECT DISTINCT unfinished FROM pairs") == [(None,)]
+    assert unfinished_captions(run) == {}
 
 
 @pytest.mark.parametrize("name", ["moved", "run[1]", "r*n?", "a=b", "it's", "sp ace", "{a,b}", "Übung"])

@@ -139,6 +139,7 @@ def caption_row(key: str, source: str) -> dict[str, Any]:
         "captioner": CAPTIONER if is_synthetic else None,
         "decoding": "{}" if is_synthetic else None,
         "prompt": "" if is_synthetic else None,
+        "unfinished": None,
         "seed": 0 if is_synthetic else None,
         "round": 1,
     }

@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "backends"))
 
 import small_folders
 import world
-from chat_server import ChatServer, chat_server
+from chat_server import Asked, ChatServer, Reply, caption, chat_server, failure, seen
 
 from capfilt.errors import CapfiltError
 from capfilt.models.cards import identity, read_card
+from capfilt.provenance.rundir import RunDir
 from capfilt.settings import Server
 from capfilt.stages.given import read_given, take_given
 from capfilt.stages.judge import filters_of
@@ -27,8 +28,6 @@ from capfilt.stages.rescore import score_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from capfilt.provenance.rundir import RunDir
 
 WEB = world.REAL / "photos.tar"
 PASS = (RecaptionAndScore(),)
@@ -87,6 +86,47 @@ def server() -> Iterator[ChatServer]:
 
 def captioned_by(url: str | Path, out: Path, bundles: dict[str, Path], **server: Any) -> RunDir:
     return world.run(out, WEB, {**bundles, "captioner": url}, stages=PASS, server=server).run  # type: ignore[dict-item]
+
+
+def test_one_refused_picture_is_rows_that_say_so_and_the_run_goes_on(
+    server: ChatServer,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def moderated(asked: Asked) -> Reply:
+        if asked.url in refused:
+            return failure(400, "content policy violation")
+        is_first = len(server.chats) == 1
+        return caption("A cut off", finish_reason="length") if is_first else seen(asked)
+
+    refused: set[str] = set()
+    server.answer = seen
+    captioned_by(server.url, tmp_path / "first", bundles, concurrency=1)
+    refused.add(server.chats[2].url)
+    server.requests.clear()
+    server.answer = moderated
+    told: list[str] = []
+    monkeypatch.setattr(world.QUIET, "say", told.append)
+
+    given = {**bundles, "captioner": server.url}
+    for _ in range(2):
+        finished = world.run(tmp_path / "run", WEB, given, stages=PASS, server={"concurrency": 1})  # type: ignore[dict-item]
+    rows = world.sql(
+        finished.run,
+        "SELECT text, unfinished FROM captions WHERE source = 'synthetic' ORDER BY unfinished NULLS LAST",
+    )
+    assert rows[:2] == [("A cut off", "length"), ("", "refused")]
+    assert len(rows) == 5
+    assert all(unfinished is None and text for text, unfinished in rows[2:])
+    web = "SELECT count(*), count(unfinished) FROM captions WHERE source = 'web'"
+    assert world.sql(finished.run, web) == world.sql(RunDir(tmp_path / "first"), web)
+    assert len(server.chats) == 5 + 1, "it is not met again, and one plain picture was sent"
+    assert sum("content policy violation" in line for line in told) == 1
+    assert sum("1 synthetic captions were refused, and are empty" in line for line in told) == 2
+    assert sum("1 synthetic captions were cut off at decoding.max_tokens=" in line for line in told) == 2
+    detail = finished.outcomes[0][1].detail
+    assert detail.endswith("; unfinished captions: 1 length, 1 refused")
 
 
 def test_a_server_is_asked_in_one_way_and_may_stand_elsewhere(

@@ -12,29 +12,28 @@ an answer repeatable is for the server to say.
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from capfilt.canonical import digest_of
-from capfilt.data.images import flattened
 from capfilt.draws import seed_of
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.layers import validated
 from capfilt.models.api_client import Client, RefusedRequestError, address, in_threads, one_line
-from capfilt.models.backends.answers import PROMPT, caption_of
+from capfilt.models.backends.answers import PROMPT, written_in
+from capfilt.models.backends.sent_pictures import PlainPicture, data_url
 from capfilt.models.cards import Card, Conventions
+from capfilt.models.protocols import Written
+from capfilt.records import Unfinished
 from capfilt.settings import Foreign, Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from PIL.Image import Image
 
     from capfilt.models.protocols import ImageBatch
     from capfilt.settings import SettledDecoding
@@ -43,11 +42,9 @@ CONVENTIONS = Conventions(prompt=PROMPT, min_tokens=0, max_tokens=64)
 """A sentence of a chat model is longer than one of BLIP's, and it knows itself when it has ended."""
 ASKING = frozenset({"url", "api_key_env", "concurrency", "timeout_s", "retries", "backoff_s"})
 """What a card holds of how the server is asked: no caption depends on it."""
-LEAST_SIDE_PX = 32
-"""A picture is stretched to at least this. The web has pictures of one pixel, and of one row of them, and
-models of patches refuse them (Qwen2-VL: sides below 28 pixels, one side 200 times the other), so that one
-such picture would end a run."""
-JPEG_QUALITY = 90
+OF_A_PICTURE = frozenset({400, 403, 413, 422})
+"""Statuses with which servers refuse single pictures: too many tokens of them, too long a request, contents
+that they filter. The same statuses mean a request that the server never takes."""
 _SEED_BITS = 31
 """llama.cpp's seeds have 32 bits, and the highest number means a random one."""
 _LISTED = 20
@@ -156,27 +153,60 @@ class ServerCaptioner:
         A greedy answer is asked for once. Raises CapfiltError for what the server does not take,
         RunFailedError where it does not answer.
         """
+        rows = self._write(batch, decoding, seed=seed, candidates=candidates, takes_refusals=False)
+        return [[one.text for one in mine] for mine in rows]
+
+    def write(
+        self, batch: ImageBatch, decoding: SettledDecoding, *, seed: int, candidates: int
+    ) -> list[list[Written]]:
+        """Return captions with how each ended; see `protocols.TellingCaptioner`.
+
+        A picture is refused alone where the server answers the same request with a plain picture in its
+        place; where it does not, it takes no such request, and CapfiltError is raised as by `caption`.
+        """
+        return self._write(batch, decoding, seed=seed, candidates=candidates, takes_refusals=True)
+
+    def _write(
+        self,
+        batch: ImageBatch,
+        decoding: SettledDecoding,
+        *,
+        seed: int,
+        candidates: int,
+        takes_refusals: bool,
+    ) -> list[list[Written]]:
         fields = self._fields(decoding)
         each = 1 if decoding.method == "greedy" else candidates
         threads = self._settings.concurrency
         stop = threading.Event()
         client = _client(self._url, self._settings, stop)
-        urls = in_threads(self._data_url, batch.pictures, threads, stop)
+        urls = in_threads(partial(data_url, settings=self._settings), batch.pictures, threads, stop)
 
-        def asked(place: tuple[int, int]) -> str:
-            picture, candidate = place
-            key = ("caption", seed, batch.sha256[picture], candidate)
+        def sent(url: str, key: tuple[str | int, ...]) -> Written:
             drawn = {"seed": seed_of(*key) % 2**_SEED_BITS} if decoding.method != "greedy" else {}
             content = [
-                {"type": "image_url", "image_url": {"url": urls[picture]}},
+                {"type": "image_url", "image_url": {"url": url}},
                 {"type": "text", "text": decoding.prompt or PROMPT},
             ]
             messages = [{"role": "user", "content": content}]
+            body = {**fields, **drawn, "messages": messages}
+            return client.ask("/chat/completions", written_in, body, key=key)
+
+        plain = PlainPicture(self._settings)
+
+        def asked(place: tuple[int, int]) -> Written:
+            picture, candidate = place
+            key = ("caption", seed, batch.sha256[picture], candidate)
             try:
-                return _text_of(client, {**fields, **drawn, "messages": messages}, key)
+                return sent(urls[picture], key)
             except CapfiltError as error:
                 error.what += f" (picture {batch.sha256[picture]})"
-                raise
+                may_be_its_own = isinstance(error, RefusedRequestError) and error.status in OF_A_PICTURE
+                if not (takes_refusals and may_be_its_own):
+                    raise
+                if not plain.is_taken(batch.pictures[picture], lambda url: sent(url, key)):
+                    raise
+                return Written("", Unfinished.REFUSED, error.what)
 
         places = [(picture, candidate) for picture in range(len(batch)) for candidate in range(each)]
         texts = in_threads(asked, places, threads, stop)
@@ -208,41 +238,6 @@ class ServerCaptioner:
             if value != nothing:
                 fields[theirs] = value
         return fields
-
-    def _data_url(self, picture: Image) -> str:
-        """Return a picture as it is sent: upright, in RGB, transparency on white, no side too long.
-
-        It was decoded by `data.images`, so that the server's own decoder meets no strange format and no
-        orientation, and larger sides are for nothing: models reduce what is above about 1,000 pixels, and a
-        photograph of 24 megapixels would travel as 10 MB.
-        """
-        from PIL.Image import Resampling
-
-        image = flattened(picture)
-        scale = max(1.0, LEAST_SIDE_PX / min(image.size))
-        scale = min(scale, self._settings.image_px / max(image.size))
-        size = (
-            max(LEAST_SIDE_PX, round(image.width * scale)),
-            max(LEAST_SIDE_PX, round(image.height * scale)),
-        )
-        if size != image.size:
-            image = image.resize(size, Resampling.BICUBIC, reducing_gap=3.0)
-        file = io.BytesIO()
-        kind = self._settings.image_format
-        # Without subsampling: half the resolution of colour is what small pictures and letters cannot spare.
-        image.save(file, kind, **({"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {}))
-        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _text_of(client: Client, body: Mapping[str, Any], key: tuple[str | int, ...]) -> str:
-    """Return the caption that a request comes to; empty where the model refused or said nothing."""
-
-    def read(answer: Any) -> str:
-        content = answer["choices"][0]["message"].get("content")
-        parts = [content] if isinstance(content, str) else [part["text"] for part in content or ()]
-        return caption_of("".join(parts))
-
-    return client.ask("/chat/completions", read, body, key=key)
 
 
 def _client(url: str, settings: Server, stop: threading.Event | None = None) -> Client:

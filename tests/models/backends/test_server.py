@@ -30,11 +30,12 @@ from capfilt.models.backends.server import (
     describe,
     is_address,
 )
-from capfilt.models.protocols import ImageBatch
+from capfilt.models.protocols import ImageBatch, TellingCaptioner, Written
+from capfilt.records import Unfinished
 from capfilt.settings import Decoding, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from capfilt.models.cards import Card
 
@@ -152,6 +153,116 @@ def test_an_answer_may_be_empty_cut_off_or_in_parts(server: ChatServer, reply: R
     server.next_replies = [reply]
     assert made(server).caption(plain(1), NUCLEUS, seed=0, candidates=1) == [[text]]
     assert len(server.chats) == 1
+
+
+# -- a picture that is refused
+
+
+def red(asked: Asked) -> bool:
+    """Whether it is the picture that a server here does not like."""
+    return bool(asked.picture.getpixel((0, 0))[0] == 250)
+
+
+def with_a_red_one(place: int, count: int = 5) -> ImageBatch:
+    pictures = list(plain(count).pictures)
+    pictures[place] = Image.new("RGB", (40, 40), (250, 0, 0))
+    return batch_of(*pictures)
+
+
+def no_red(status: int) -> Callable[[Asked], Reply]:
+    return lambda asked: failure(status, "content policy violation") if red(asked) else seen(asked)
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_picture_that_is_refused_alone_has_empty_captions_that_say_so(
+    server: ChatServer, place: int, status: int
+) -> None:
+    batch = with_a_red_one(place)
+    server.answer = no_red(status)
+    found = made(server).write(batch, NUCLEUS, seed=5, candidates=2)
+    for number, mine in enumerate(found):
+        if number != place:
+            assert mine == [Written(written(batch, number, n, 5)) for n in range(2)]
+            continue
+        assert [(one.text, one.unfinished) for one in mine] == [("", Unfinished.REFUSED)] * 2
+        assert f"{status} " in mine[0].said
+        assert "content policy violation" in mine[0].said
+        assert batch.sha256[place] in mine[0].said
+    assert len(server.chats) == 5 * 2 + 1, "the server was asked once with a plain picture"
+
+
+def test_the_plain_picture_is_asked_of_as_the_refused_one_was(server: ChatServer) -> None:
+    server.answer = no_red(400)
+    batch = batch_of(Image.new("RGB", (40, 400), (250, 0, 0)))
+    made(server).write(batch, NUCLEUS, seed=5, candidates=1)
+    refused, instead = server.chats
+    assert instead.picture.size == (400, 300)
+    assert instead.picture.getcolors() == [(400 * 300, (128, 128, 128))]
+    bodies = [json.loads(json.dumps(asked.body)) for asked in (refused, instead)]
+    for body in bodies:
+        body["messages"][0]["content"][0].pop("image_url")
+    assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("at_most_px", [0, 400 * 300 - 1], ids=["no pictures", "none so large"])
+def test_a_server_that_refuses_any_such_picture_is_the_wrong_one(server: ChatServer, at_most_px: int) -> None:
+    def small(asked: Asked) -> Reply:
+        width, height = asked.picture.size
+        return seen(asked) if width * height <= at_most_px else failure(400, "no multimodal model")
+
+    server.answer = small
+    model = made(server)
+    with pytest.raises(CapfiltError, match="no multimodal model") as refused:
+        model.write(batch_of(*[Image.new("RGB", (400, 400), "red")] * 6), NUCLEUS, seed=5, candidates=1)
+    assert "takes pictures" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, CapfiltError), (404, CapfiltError), (500, RunFailedError)]
+)
+def test_what_no_picture_is_refused_for_still_ends_the_run(
+    server: ChatServer, status: int, kind: type[CapfiltError]
+) -> None:
+    server.answer = no_red(status)
+    with pytest.raises(CapfiltError, match="content policy violation") as failed:
+        made(server, QUICK.model_copy(update={"retries": 0})).write(
+            with_a_red_one(2), NUCLEUS, seed=5, candidates=1
+        )
+    assert type(failed.value) is kind or (status < 500 and not isinstance(failed.value, RunFailedError))
+
+
+def test_a_server_that_fails_while_a_refusal_is_looked_into_is_a_failed_run(server: ChatServer) -> None:
+    server.next_replies = [failure(400, "no"), *[failure(500, "out of memory")] * 9]
+    with pytest.raises(RunFailedError, match="out of memory"):
+        made(server).write(plain(1), NUCLEUS, seed=5, candidates=1)
+
+
+def test_what_is_measured_alone_is_no_empty_caption(server: ChatServer) -> None:
+    server.answer = no_red(400)
+    with pytest.raises(CapfiltError, match="content policy violation"):
+        made(server).caption(with_a_red_one(3), NUCLEUS, seed=5, candidates=1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (caption("A red square."), Written("A red square.")),
+        (caption("A red square.", finish_reason=None), Written("A red square.")),
+        (caption("A red squ", finish_reason="length"), Written("A red squ", Unfinished.LENGTH)),
+        (caption("<think>It is", finish_reason="length"), Written("", Unfinished.LENGTH)),
+        (caption("A re", finish_reason="content_filter"), Written("", Unfinished.CONTENT_FILTER)),
+        (caption(None, finish_reason="content_filter"), Written("", Unfinished.CONTENT_FILTER)),
+        (
+            caption(None, message={"content": None, "refusal": "I cannot say."}),
+            Written("", Unfinished.REFUSED),
+        ),
+    ],
+)
+def test_an_answer_says_how_it_ended(server: ChatServer, reply: Reply, expected: Written) -> None:
+    server.next_replies = [reply]
+    assert isinstance(made(server), TellingCaptioner)
+    assert made(server).write(plain(1), NUCLEUS, seed=0, candidates=1) == [[expected]]
 
 
 # -- what is sent

@@ -120,6 +120,7 @@ def _caption(
         "captioner": CAPTIONER if is_synthetic else None,
         "decoding": "{}" if is_synthetic else None,
         "prompt": "" if is_synthetic else None,
+        "unfinished": None,
         "seed": 0 if is_synthetic else None,
         "round": 1,
     }
