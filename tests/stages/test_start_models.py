@@ -50,7 +50,9 @@ def test_texts_for_which_the_start_model_has_no_places_are_refused() -> None:
 def test_sizes_that_were_chosen_must_be_those_of_the_start_model() -> None:
     card: Any = start(START).card
     check_built_alike(Blip2(), card, "START")
-    check_built_alike(Blip2(qformer=QFormer(queries=3, vocabulary=100, max_tokens=9, dropout=0.3)), card, "START")
+    check_built_alike(
+        Blip2(qformer=QFormer(queries=3, vocabulary=100, max_tokens=9, dropout=0.3)), card, "START"
+    )
     other = changed(Blip2(), {"images": {"size_px": 448}, "qformer": {"queries": 7}})
     with pytest.raises(CapfiltError, match="START is built otherwise") as refused:
         check_built_alike(other, card, "START")
