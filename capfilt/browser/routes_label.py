@@ -147,7 +147,12 @@ def _question(site: Site, asking: Asking, place: str | None) -> dict[str, Any]:
 
         pair = draw.pairs[at - 1]
         history = site.view.history(pair.shard, pair.key)
-        text = next(one.text for one in history.tellings if one.pair_id == pair.pair_id)
+        text = next((one.text for one in history.tellings if one.pair_id == pair.pair_id), None)
+        if text is None:
+            raise CapfiltError(
+                f"pair {at} of the sample, {pair.pair_id}, is no longer in the run: its shard was done anew",
+                fix="draw a sample with another seed",
+            )
     return {
         "asking": asking,
         "pair": pair,

@@ -47,3 +47,17 @@ def test_a_label_of_what_is_no_pair_of_the_run_leaves_the_page_as_it_is(tmp_path
     with served(run) as page:
         assert page.ask("/?label=match").status == 200
         assert page.ask("/").status == 200
+
+
+def test_a_pair_that_a_shard_done_anew_lacks_is_told_and_another_sample_proposed(tmp_path: Path) -> None:
+    run, [made] = make_run(tmp_path / "run", shards=1)
+    with served(run) as page:
+        first = draw_sample(run, 3).pairs[0]
+        assert page.ask("/label?who=anna&size=3&n=1").status == 200
+        for rows in (made.captions, made.scores):
+            rows[:] = [row for row in rows if row["pair_id"] != first.pair_id]
+        made.commit(run, seed=1)
+        told = page.ask("/label?who=anna&size=3&n=1")
+    assert told.status == 400
+    assert first.pair_id in told.text
+    assert "another seed" in told.text
