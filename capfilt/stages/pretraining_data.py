@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +38,8 @@ class Found:
     """What could not be used, by reason."""
     apart: int = 0
     """Pictures that are left out since they share a group or a caption with a held-out one."""
+    instructions: dict[str, Any] = field(default_factory=dict)
+    """Of data sets of instructions, the files that were read and the ids of what is held out."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Instructions:
     def __init__(self, job: PretrainingJob, world: World) -> None:
         """Have the first process read the annotations; CapfiltError where no data set can be trained on."""
         from capfilt.data.instructions.kept import keep_sets, open_sets
+        from capfilt.data.instructions.learnt import record_of
         from capfilt.data.instructions.registry import read_registry
         from capfilt.training.instructed import Task, split_tasks
 
@@ -154,7 +157,14 @@ class Instructions:
         refused: Counter[str] = Counter()
         for one in read:
             refused.update(one.refused)
-        self.found = Found(_count(self._train), _count(self._held_out), dict(refused))
+        held_out = {task.name: [one.id for one in task.examples] for task in self._held_out}
+        self.found = Found(
+            _count(self._train),
+            _count(self._held_out),
+            dict(refused),
+            # For the card, which the process that read the files writes.
+            instructions=record_of(self._datasets, held_out) if world.leads else {},
+        )
 
     @property
     def facts(self) -> dict[str, Any]:

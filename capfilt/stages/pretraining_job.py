@@ -226,6 +226,7 @@ def _recipe(material: _Material, begun: Begun) -> Recipe:
         data=material.facts["data"],
         pairs=found.pairs,
         held_out=found.held_out,
+        instructions=found.instructions,
         init=material.beginning.init,
         fresh=begun.fresh,
         reader=begun.reader,

@@ -61,6 +61,8 @@ class Recipe:
     fresh: tuple[str, ...]
     reader: Vocabulary | None = None
     """What InstructBLIP's Q-Former reads instructions with."""
+    instructions: dict[str, Any] = field(default_factory=dict)
+    """What was read and held out of data sets of instructions, where it was trained on them."""
 
 
 def objectives_in(training: Training) -> list[Objective]:
@@ -85,6 +87,8 @@ def write_trained(
 ) -> str:
     """Write the trained model, with what `calibrated` measures of it; returns the digest of its weights."""
     init = recipe.init
+    before = init.card.training.get("instructions", []) if init is not None else []
+    instructions = [*([recipe.instructions] if recipe.instructions else []), *before]
     training = {
         **recipe.facts,
         "fingerprint": digest_of(recipe.facts),
@@ -92,6 +96,8 @@ def write_trained(
         "held_out": recipe.held_out,
         "fresh": recipe.fresh,
         "init_training": init.card.training.get("fingerprint") if init is not None else None,
+        # What the model learnt before is in it as well.
+        **({"instructions": instructions} if instructions else {}),
     }
     packed = pack_trained(out, trainer, recipe, training, versions())
     packed.write(calibrated(packed.bundle), trainer.rows)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def sampling_weights(datasets: Sequence[Dataset], read: Mapping[str, int] | None = None) -> dict[str, float]:
     """Return the chance of each data set, by name: sqrt(size) times its correction, adding up to 1.
 
-    The size is what its row says, and else the examples that were read. They differ: publishers count captions
-    where an example is a picture with five, or dialogues where it is a turn.
+    The size is what its row says, and else the examples that were read. They differ: publishers count
+    captions where an example is a picture with five, or dialogues where it is a turn.
     Source: InstructBLIP (Dai et al., 2023), section 2.4.
 
     Raises CapfiltError for a data set without a size.

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from capfilt.data.instructions.learnt import Learnt
 from capfilt.evaluation.answers import Answered, measure, normalised
 from capfilt.evaluation.intervals import Figure
 from capfilt.stages.evaluate.results import Measured
@@ -28,6 +29,19 @@ METRICS: dict[Metric, str] = {
     "mrr": "MRR",
 }
 """As people call them."""
+_LEARNT = {
+    Learnt.NO: "",
+    Learnt.HELD_OUT: " (held out of its training)",
+    Learnt.YES: " (trained on)",
+    Learnt.PERHAPS: " (perhaps trained on)",
+}
+_TOLD = {
+    Learnt.HELD_OUT: "the model was trained on its files; asked are {:,} of the examples that no "
+    "training learnt from, of {:,} in all.",
+    Learnt.YES: "the model was trained on these very examples: the figure says what it remembers.",
+    Learnt.PERHAPS: "the model was trained on a data set of this name, and nobody recorded whether on these "
+    "examples.",
+}
 RANKS: frozenset[Metric] = frozenset({"ranked", "auroc", "mrr"})
 """Of the likelihoods of candidates."""
 
@@ -42,6 +56,17 @@ class AskedDataset:
     """By number; those whose picture cannot be used are missing."""
     refused: Counter[str]
     """Rows of its files, and examples without a picture, by reason."""
+    learnt: Learnt = Learnt.NO
+    """Whether the model was trained on what is asked."""
+    whole: int = 0
+    """Examples that could be asked, those that it was trained on too."""
+
+    @property
+    def told(self) -> str:
+        """What must be known of the model's training to read the figure; empty where nothing must."""
+        if self.learnt is Learnt.NO:
+            return ""
+        return f"{self.dataset.name}: {_TOLD[self.learnt].format(len(self.asked), self.whole)}"
 
     @property
     def rows(self) -> list[Answered]:
@@ -67,7 +92,10 @@ class AskedDataset:
         """Return the model's figure, and that of what needs no picture."""
         metric = self.dataset.metric
         assert metric is not None
-        table, row = TABLES[self.dataset.held], f"{self.dataset.name}: {METRICS[metric]}"
+        table, row = (
+            TABLES[self.dataset.held],
+            f"{self.dataset.name}{_LEARNT[self.learnt]}: {METRICS[metric]}",
+        )
         return [
             Measured(table, row, MODEL, measure(metric, self.rows, seed=seed)),
             Measured(table, row, BLIND, _blind(metric, self.rows, seed)),
@@ -79,6 +107,7 @@ class AskedDataset:
             "category": self.dataset.category,
             "held": self.dataset.held,
             "metric": self.dataset.metric,
+            "learnt": self.learnt.value,
             "examples": len(self.answered),
             "pictures": self.pictures,
             "refused": dict(self.refused),

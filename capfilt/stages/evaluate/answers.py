@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from capfilt.data.instructions.learnt import Trainings
 from capfilt.data.instructions.reading import read_examples
 from capfilt.data.instructions.registry import NEEDS_READER, read_registry
 from capfilt.draws import permutation
@@ -145,8 +146,8 @@ def _chosen(registry: Registry, request: AnswersRequest) -> tuple[list[Dataset],
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise CapfiltError(
             f"{request.registry} names the files of data sets none of which can be measured: {reasons}",
-            fix='give a row whose answers are short a metric, e.g. metric = "exact", and one without a reader '
-            'its examples as image, text_input and text_output, with reader = "instructions"',
+            fix='give a row whose answers are short a metric, e.g. metric = "exact", and one without a '
+            'reader its examples as image, text_input and text_output, with reader = "instructions"',
         )
     if not asked:
         raise CapfiltError(
@@ -163,6 +164,7 @@ def _chosen(registry: Registry, request: AnswersRequest) -> tuple[list[Dataset],
 def answers_job(job: AnswersJob, device: str, tell: Tell) -> Findings:
     """Ask every data set; done by a worker."""
     captioner, answering = _models(job, device)
+    trainings = Trainings.on_card(read_card(job.model).training)
     skipped = dict(job.skipped)
     read = []
     for dataset in job.datasets:
@@ -173,9 +175,11 @@ def answers_job(job: AnswersJob, device: str, tell: Tell) -> Findings:
         examples = [one for one in reading.examples if _can_be_measured(one, dataset.metric)]
         refused = Counter({str(reason): count for reason, count in reading.refused.items()})
         refused["no_answer"] += len(reading.examples) - len(examples)
-        some = _drawn(examples, job, dataset.name)
-        read.append((dataset, put_into_words(some, job.categories[dataset.category]), refused))
-    done, total = 0, sum(len(asked) for _, asked, _ in read)
+        unlearnt, learnt = trainings.unlearnt(dataset, examples)
+        some = _drawn(unlearnt, job, dataset.name)
+        asked = put_into_words(some, job.categories[dataset.category])
+        read.append(AskedDataset(dataset, asked, {}, refused, learnt, len(examples)))
+    done, total = 0, sum(len(one.asked) for one in read)
 
     def hear(more: int) -> None:
         nonlocal done
@@ -183,7 +187,8 @@ def answers_job(job: AnswersJob, device: str, tell: Tell) -> Findings:
         tell(done, total)
 
     findings: list[AskedDataset] = []
-    for dataset, asked, refused in read:
+    for one in read:
+        dataset, asked = one.dataset, one.asked
         pictures = Pictures(job.input)
         if dataset.metric in RANKS and answering is not None:
             answered = ranked(asked, answering, pictures, batch_size=job.batch_size, hear=hear)
@@ -199,11 +204,11 @@ def answers_job(job: AnswersJob, device: str, tell: Tell) -> Findings:
             )
         lost = (asked[number].example.image for number in range(len(asked)) if number not in answered)
         unseen = Counter(pictures.refused[path] for path in lost)
-        one = AskedDataset(dataset, asked, answered, +(refused + unseen))
-        if reason := one.lacking:
+        found = replace(one, answered=answered, refused=+(one.refused + unseen))
+        if reason := found.lacking:
             skipped[dataset.name] = reason
         else:
-            findings.append(one)
+            findings.append(found)
     return _gathered(job, findings, skipped)
 
 
@@ -252,6 +257,7 @@ def _gathered(job: AnswersJob, findings: Sequence[AskedDataset], skipped: dict[s
         items=[item for one in ordered for item in one.items()],
         notes=[
             f"Examples: {counts}.",
+            *(words for one in ordered if (words := one.told)),
             f"{BLIND}: the commonest answer of the set, or what a random order of the candidates gives.",
             "Which sets are held out is the registry's word (InstructBLIP's, unless yours says otherwise): "
             "figures are zero-shot for a model that was not trained on them.",

@@ -16,6 +16,8 @@ import world
 from qformer_folders import prompted_folder, qformer_folder
 
 from capfilt.data.images import decode
+from capfilt.data.instructions.learnt import Trainings, record_of
+from capfilt.data.instructions.registry import read_registry
 from capfilt.errors import CapfiltError, RunFailedError
 from capfilt.evaluation.answers import Answered, measure
 from capfilt.models.answering import Answering
@@ -24,6 +26,7 @@ from capfilt.models.prompted_captioner import PromptedCaptioner
 from capfilt.models.protocols import ImageBatch
 from capfilt.settings import Bootstrap, Decoding, SettledDecoding
 from capfilt.stages.evaluate.answers import AnswersRequest, evaluate_answers
+from capfilt.stages.evaluate.results import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -349,6 +352,38 @@ def test_a_model_that_diverged_ranks_nothing(
     monkeypatch.setattr(Answering, "log_likelihoods", lambda *_: [[float("nan")] * 4])
     with pytest.raises(RunFailedError, match="no finite numbers"):
         evaluated(model, folder, "aokvqa")
+
+
+def test_what_the_model_was_trained_on_is_said_beside_the_figure(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = read_registry(folder / "mine.toml")
+    # Of its pictures one was held out from training on gqa's files, and none of those on A-OKVQA's.
+    trained = [registry.dataset(name) for name in ("gqa", "aokvqa")]
+    record = record_of(trained, {"gqa": ["0003", "0004", "0005"]})
+    names = frozenset({*record, "coco_caption"})
+    monkeypatch.setattr(Trainings, "on_card", lambda _: Trainings((record,), names))
+    found = evaluated(model, folder, "gqa", "aokvqa", "coco_caption", "hateful_memes")
+
+    assert [row["id"] for row in rows(found, "gqa")] == ["0003", "0004", "0005"]
+    assert {one.row.partition(":")[0] for one in found.found.measured} == {
+        "gqa (held out of its training)",
+        "aokvqa (trained on)",
+        "coco_caption (perhaps trained on)",
+        "hateful_memes",
+    }
+    learnt = {name: one["learnt"] for name, one in as_json(found)["datasets"].items()}
+    assert learnt == {
+        "gqa": "held_out",
+        "aokvqa": "yes",
+        "coco_caption": "perhaps",
+        "hateful_memes": "no",
+    }
+    notes = " ".join(found.found.notes)
+    assert "gqa: the model was trained on its files; asked are 3 of the examples" in notes
+    assert "aokvqa: the model was trained on these very examples" in notes
+    assert "coco_caption: the model was trained on a data set of this name" in notes
+    assert "hateful_memes:" not in notes
 
 
 def test_a_registry_of_nothing_that_can_be_measured_is_refused_with_what_each_row_lacks(
