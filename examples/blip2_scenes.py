@@ -99,9 +99,9 @@ steps = 1500
 }
 """What differs from the pipelines, whose sizes are the papers'.
 
-InstructBLIP learns questions about colours and questions about shapes, and no captions, for which all that is in
-a picture is needed whatever was asked. No loss asks a Q-Former to leave out what stage 1 taught it to see: the
-language model chooses by the question, too. Dropout does, since room in the states is then dear.
+InstructBLIP learns questions about colours and questions about shapes, and no captions, for which all that is
+in a picture is needed whatever was asked. No loss asks a Q-Former to leave out what stage 1 taught it to see:
+the language model chooses by the question, too. Dropout does, since room in the states is then dear.
 """
 COMMON = """
 [pretrain]
