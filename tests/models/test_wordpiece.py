@@ -315,7 +315,7 @@ def test_a_filter_needs_no_token_that_begins_a_caption(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "entries", "dec", "says"),
     [
-        (0, 1, None, r"and \[DEC\] and \[ENC\]; the model has embeddings for 1$"),
+        (0, -1, None, r"and \[DEC\] and \[ENC\]; the model has embeddings for -1$"),
         (0, 3, None, r"and \[DEC\] and \[ENC\]; the model has embeddings for 3$"),
         (2, 0, None, r"entries; the model has embeddings for 0$"),
         (0, 0, 30522, "id 30522, which is none of them"),
