@@ -241,15 +241,15 @@ def test_an_export_that_is_interrupted_leaves_the_old_one_whole(
     export_run(fresh, fresh.export, Export())
     before = world.digests(fresh.export)
     judge_run(fresh, Judge(itm="0.05"))
-    read, calls = export_module.read_bytes, []
+    read, calls = export_module.judged_bytes, []
 
-    def full(path: Path, offset: int, size: int) -> bytes:
+    def full(shard: Path, offset: int, size: int, sha256: str) -> bytes:
         calls.append(offset)
         if len(calls) > moment:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return read(path, offset, size)
+        return read(shard, offset, size, sha256)
 
-    monkeypatch.setattr(export_module, "read_bytes", full)
+    monkeypatch.setattr(export_module, "judged_bytes", full)
     with pytest.raises(RunFailedError, match="is full") as caught:
         export_run(fresh, fresh.export, Export())
     monkeypatch.undo()
