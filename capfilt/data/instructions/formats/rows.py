@@ -151,12 +151,17 @@ def text_of(row: Row, key: str, reason: Reason = "field_missing") -> str:
 
 def clean(value: Any, key: str) -> str:
     """Return a text with single spaces; anything else than a text with a word is a BadRow."""
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise BadRow("field_wrong", key)
     text = " ".join(value.split())
     if not text:
         raise BadRow("text_empty", key)
     return text
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that can be written: half of a pair of surrogates stands for no character."""
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def number_of(row: Row, key: str, reason: Reason = "field_missing") -> int:
@@ -202,7 +207,7 @@ def kept_text(row: Row, key: str, reason: Reason = "field_missing") -> str:
 
 def said_by_all(values: list[Any], key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what annotators said that can be learnt, and what all said, of whom some said nothing."""
-    if not all(isinstance(value, str) for value in values):
+    if not all(map(_is_text, values)):
         raise BadRow("field_wrong", key)
     everything = tuple(" ".join(value.split()) for value in values)
     something = tuple(answer for answer in everything if answer)
